@@ -1,0 +1,271 @@
+"""The stages as a Ray Data graph. The only file that knows Ray Data; it reads from top to bottom.
+
+CPU cluster:  listing blocks → [decode · score · commit] in one actor pool   (one operator: the read is fused into it)
+GPU cluster:  listing blocks → decode actor pool → [score · commit] on the GPUs
+
+Resources are chosen so that the standing actors never need more CPUs than the cluster has: with more, Ray Data waits for
+ever without a word.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from detector.cluster import Cluster
+from detector.errors import JobError, StopRequested, UsageError
+from detector.scoring.stages import BlockDecoder, BlockScorer, DecodedScorer, ScorePlan
+
+_NO_PROGRESS_S = 300  # a hang becomes an error that names the operators
+_PIXEL_BLOCK_ROWS = 256  # 150 KB a row: what one decoded block may hold of the object store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """How many actors of which size; together never more than the cluster has."""
+
+    num_scorers: int
+    scorer_cpus: float
+    scorer_gpus: float
+    num_decoders: int = 0
+    decoder_cpus: float = 0.0
+
+    @property
+    def split(self) -> bool:
+        """Whether decoding has actors of its own."""
+        return self.num_decoders > 0
+
+
+def plan_resources(cluster: Cluster, *, num_scorers: int | None, gpus_per_scorer: float | None, num_blocks: int) -> Resources:
+    """Fit the actor pools to the cluster.
+
+    Raises:
+        UsageError: more scorers or GPUs were asked for than the cluster has.
+    """
+    per_gpu = (1.0 if cluster.gpus else 0.0) if gpus_per_scorer is None else gpus_per_scorer
+    if per_gpu > 0:
+        return _gpu_resources(cluster, num_scorers, per_gpu)
+    most = max(1, int(cluster.cpus))
+    if num_scorers is not None and num_scorers > most:
+        raise UsageError(f"--scorers {num_scorers} is more than the cluster's {most} CPUs")
+    return Resources(
+        num_scorers=min(num_scorers or most, max(1, num_blocks)), scorer_cpus=min(1.0, cluster.cpus), scorer_gpus=0.0
+    )
+
+
+def _gpu_resources(cluster: Cluster, num_scorers: int | None, per_gpu: float) -> Resources:
+    fits = int(cluster.gpus / per_gpu) if per_gpu <= 1 else int(cluster.gpus // per_gpu)
+    if fits < 1 or (num_scorers or 0) > fits:
+        wanted = f"{num_scorers or 1} × {per_gpu:g}"
+        raise UsageError(f"--scorers and --gpus-per-scorer ask for {wanted} GPUs; the cluster has {cluster.gpus:g}")
+    scorers = num_scorers or fits
+    scorer_cpus = 1.0 if cluster.cpus >= 2 * scorers + 1 else 0.1
+    left = max(cluster.cpus - scorers * scorer_cpus, 0.1)
+    return Resources(
+        num_scorers=scorers,
+        scorer_cpus=scorer_cpus,
+        scorer_gpus=per_gpu,
+        num_decoders=max(1, int(left)),
+        decoder_cpus=min(1.0, left),
+    )
+
+
+def score_blocks(plan: ScorePlan, blocks: Iterable[pa.Table], *, resources: Resources, on_rows: Callable[[int], None]) -> None:
+    """Score and commit every block of the listing; returns when all are committed.
+
+    Raises:
+        UsageError: the checkpoint cannot be loaded.
+        JobError: the graph failed; committed blocks are kept.
+    """
+    graph = build(plan, list(blocks), resources=resources)
+    try:
+        for summary in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            on_rows(sum(summary["rows"].to_pylist()))
+    except (StopRequested, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise _explained(error) from error
+
+
+def build(plan: ScorePlan, blocks: list[pa.Table], *, resources: Resources) -> ray.data.Dataset:
+    """The graph, not yet running: one summary row per committed block."""
+    _configure()
+    shipped = _Shipped(plan)
+    if not resources.split:
+        files = _read(blocks, num_cpus=resources.scorer_cpus)
+        return _pool(files, _Score, shipped, size=resources.num_scorers, num_cpus=resources.scorer_cpus)
+    blocks = [piece for block in blocks for piece in _pieces(block, _PIXEL_BLOCK_ROWS)]
+    files = _read(blocks, num_cpus=resources.decoder_cpus)
+    decoded = _pool(files, _Decode, shipped, size=resources.num_decoders, num_cpus=resources.decoder_cpus)
+    options = {"num_gpus": resources.scorer_gpus, "batch_size": _PIXEL_BLOCK_ROWS} if resources.scorer_gpus else {}
+    return _pool(decoded, _ScoreDecoded, shipped, size=resources.num_scorers, num_cpus=resources.scorer_cpus, **options)
+
+
+def _configure() -> None:
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.print_on_execution_start = False
+    context.enable_progress_bars = False
+
+
+def _pool(data: ray.data.Dataset, stage: type, shipped: "_Shipped", *, size: int, **options: Any) -> ray.data.Dataset:
+    compute = ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
+    options.setdefault("batch_size", None)
+    return data.map_batches(
+        stage, fn_constructor_args=(shipped,), compute=compute, batch_format="pyarrow", zero_copy_batch=True, **options
+    )
+
+
+def _pieces(block: pa.Table, rows: int) -> Iterator[pa.Table]:
+    return (block.slice(start, rows) for start in range(0, block.num_rows, rows))
+
+
+def _read(blocks: list[pa.Table], *, num_cpus: float) -> ray.data.Dataset:
+    """A source with exactly one read task per block; the same ``num_cpus`` as its consumer lets Ray fuse the two."""
+    source = _ListingSource([_to_bytes(block) for block in blocks], [block.num_rows for block in blocks])
+    return ray.data.read_datasource(source, override_num_blocks=len(blocks), num_cpus=num_cpus)
+
+
+class _ListingSource(Datasource):
+    """Blocks of a listing, carried as Arrow IPC: a pickled slice would carry the whole listing with it."""
+
+    def __init__(self, blocks: list[bytes], rows: list[int]) -> None:
+        super().__init__()
+        self._blocks, self._rows = blocks, rows
+
+    def get_name(self) -> str:
+        return "Listing"
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(map(len, self._blocks))
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        del parallelism, per_task_row_limit, data_context  # one task per block, whatever Ray suggests
+        return [
+            ReadTask(_Reader(block), BlockMetadata(num_rows=rows, size_bytes=len(block), exec_stats=None, input_files=None))
+            for block, rows in zip(self._blocks, self._rows, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    block: bytes
+
+    def __call__(self) -> list[pa.Table]:
+        return [pa.ipc.open_stream(self.block).read_all()]
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+class _Shipped:
+    """A plan whose checkpoint travels with it, through the object store, to nodes that cannot see its folder."""
+
+    def __init__(self, plan: ScorePlan) -> None:
+        folder = plan.checkpoint.path
+        files = {}
+        if len([node for node in ray.nodes() if node["Alive"]]) > 1:
+            for name in sorted(os.listdir(folder)):
+                if name.endswith((".json", ".safetensors")):
+                    with open(os.path.join(folder, name), "rb") as file:
+                        files[name] = file.read()
+        self._plan, self._files = plan, ray.put(files) if files else None
+
+    def unpack(self) -> ScorePlan:
+        """The plan on this node; the checkpoint's files are written to a folder of this process."""
+        if self._files is None or os.path.isdir(self._plan.checkpoint.path):
+            return self._plan
+        folder = tempfile.mkdtemp(prefix="checkpoint-")
+        for name, data in ray.get(self._files).items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(data)
+        return replace(self._plan, checkpoint=replace(self._plan.checkpoint, path=folder))
+
+
+class _Stage:
+    """An actor that builds its stage at its first block: an error in it then arrives as that block's, with its type."""
+
+    stage: type
+
+    def __init__(self, shipped: _Shipped) -> None:
+        self._shipped, self._ready = shipped, None
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if self._ready is None:
+            self._ready = self.stage(self._shipped.unpack())
+        return self._ready(block)
+
+
+class _Score(_Stage):
+    stage = BlockScorer
+
+
+class _Decode(_Stage):
+    stage = BlockDecoder
+
+
+class _ScoreDecoded(_Stage):
+    stage = DecodedScorer
+
+
+def _explained(error: BaseException) -> Exception:
+    """The reason inside Ray's wrapping: the user's own mistake, or the output that failed, or the first line of it."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, UsageError):
+            return UsageError(_message(current))
+        if isinstance(current, OSError) and current.errno is not None:
+            return JobError(f"score: {_message(current)}; what is committed is kept, run the same command again")
+        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
+    return JobError(f"score: the Ray graph failed ({type(error).__name__}: {_message(error)}); run the same command again")
+
+
+def _message(error: BaseException) -> str:
+    """The last line that says something: Ray puts the remote traceback before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    with contextlib.suppress(ValueError):
+        kind, _, rest = text.partition(": ")
+        text = rest if kind.rpartition(".")[2].endswith("Error") and rest else text
+    return text[:500]
+
+
+def check_shared(paths: Iterable[str], *, cluster: Cluster) -> None:
+    """On several nodes: every node must see the output (a probe file written by one) and the input folders.
+
+    Raises:
+        UsageError: a node does not see a path.
+    """
+    if cluster.num_nodes < 2:
+        return
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0)
+    def missing(wanted: list[str]) -> list[str]:
+        return [path for path in wanted if not os.path.exists(path)]
+
+    wanted = list(paths)
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        unseen = ray.get(missing.options(scheduling_strategy=strategy).remote(wanted))
+        if unseen:
+            name = node.get("NodeManagerHostname") or node["NodeID"]
+            raise UsageError(
+                f"the node {name} does not see {unseen[0]}: --images and --out must be storage that every node sees"
+            )

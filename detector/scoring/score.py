@@ -1,0 +1,263 @@
+"""One scoring run from listing to published files, with either engine: list, subtract the ledger, score, publish.
+
+The driver that runs this imports neither torch nor transformers.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from filelock import FileLock, Timeout
+
+from detector import runs
+from detector.cli import EXIT_TOO_MANY_ERRORS
+from detector.cluster import Cluster, connect, wanted_address
+from detector.errors import LockedError, UsageError
+from detector.images.listing import Listing, list_images
+from detector.images.pixels import DECODER_MODE, DecodeLimits
+from detector.models.checkpoint import Checkpoint, inspect_checkpoint
+from detector.models.devices import DeviceSettings, gpu_kind, local_device_kind, resolve_settings
+from detector.progress import Progress, log
+from detector.scoring import ledger, publish
+from detector.scoring.config import ScoreConfig
+from detector.scoring.stages import ScorePlan
+from detector.storage import Store, local_path, open_store
+
+LOCK = ".lock"
+_MAX_BLOCK_ROWS, _MIN_BLOCK_ROWS, _BLOCKS_WANTED = 4096, 32, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What is fixed once the command line has been read."""
+
+    config: ScoreConfig
+    run: str
+    started: datetime
+    store: Store
+    checkpoint: Checkpoint
+    listing: Listing
+
+
+def score(config: ScoreConfig) -> dict[str, Any]:
+    """Score what ``config`` names and publish; the summary of the run.
+
+    Raises:
+        UsageError: wrong use, before anything is scored.
+        LockedError: another run holds the output.
+        JobError: the run failed; what is committed is kept.
+    """
+    config.check()
+    started = runs.now_utc()
+    with _output(config) as store:
+        listing = _without_output(
+            list_images(config.images, include=config.include, exclude=config.exclude, limit=config.limit), config
+        )
+        checkpoint = inspect_checkpoint(config.model, ai_class=config.ai_class)
+        _say_listed(listing)
+        run = _Run(config=config, run=runs.new_run_id(), started=started, store=store, checkpoint=checkpoint, listing=listing)
+        address = wanted_address(config.ray_address) if config.engine == "ray" else None
+        if address is None:
+            return _score(run, None)
+        with connect(address) as cluster:
+            _check_cluster(run, cluster)
+            return _score(run, cluster)
+
+
+def block_rows(num_rows: int, batch_size: int) -> int:
+    """Rows in one block: whole batches, at most 4,096, and about 128 blocks so that a kill loses little."""
+    wanted = min(max(num_rows / _BLOCKS_WANTED, _MIN_BLOCK_ROWS), _MAX_BLOCK_ROWS)
+    return max(1, round(wanted / batch_size)) * batch_size if batch_size <= _MAX_BLOCK_ROWS else batch_size
+
+
+@contextlib.contextmanager
+def _output(config: ScoreConfig) -> Iterator[Store]:
+    """The output folder, held for this run by a lock that dies with this process; a dry run takes no lock."""
+    existed = os.path.exists(local_path(config.out)) or config.dry_run
+    store = open_store(config.out)
+    if not store.is_local or config.dry_run:
+        yield store
+        return
+    lock = FileLock(os.path.join(store.root, LOCK))
+    try:
+        with lock.acquire(timeout=0):
+            yield store
+    except Timeout:
+        raise LockedError(f"another run holds {config.out}: wait for it, or give this one another --out") from None
+    except UsageError:
+        if not existed:  # a wrong command line leaves nothing behind
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(store.root, LOCK))
+                os.rmdir(store.root)
+        raise
+
+
+def _score(run: _Run, cluster: Cluster | None) -> dict[str, Any]:
+    settings = _settings(run.config, cluster)
+    fingerprint = run.checkpoint.fingerprint(
+        precision=settings.precision,
+        batch_size=settings.batch_size,
+        device=settings.kind,
+        decoder=DECODER_MODE,
+        backend=run.config.backend,
+    )
+    done = ledger.read_parts(run.store, fingerprint, columns=ledger.LEDGER_COLUMNS)
+    files = run.listing.files
+    pending = np.arange(files.num_rows) if run.config.rescore else ledger.pending_rows(files, done)
+    log(f"model {fingerprint} ({settings.precision}, batch {settings.batch_size}, {settings.kind}): "
+        f"{files.num_rows - len(pending):,} done, {len(pending):,} to score")  # fmt: skip
+    if run.config.dry_run:
+        return _dry_run(run, fingerprint, pending)
+    seconds = _run_engine(run, cluster, settings, fingerprint, files.take(pa.array(pending)))
+    return _finish(run, settings, fingerprint, num_new=len(pending), seconds=seconds)
+
+
+def _settings(config: ScoreConfig, cluster: Cluster | None) -> DeviceSettings:
+    on_gpu = config.gpus_per_scorer != 0
+    if cluster is not None:
+        kind = gpu_kind(cluster.gpu_name) if cluster.gpus and on_gpu else _cpu_kind()
+    else:
+        kind = local_device_kind() if on_gpu else _cpu_kind()
+    return resolve_settings(kind=kind, batch_size=config.batch_size, precision=config.precision)
+
+
+def _cpu_kind() -> str:
+    return local_device_kind(gpus=False)
+
+
+def _run_engine(run: _Run, cluster: Cluster | None, settings: DeviceSettings, fingerprint: str, files: pa.Table) -> float:
+    """Score the pending files; the seconds that it took."""
+    if not files.num_rows:
+        return 0.0
+    config, start = run.config, time.monotonic()
+    limits = DecodeLimits(timeout_s=config.timeout_s, memory_bytes=config.memory_mb * 2**20)
+    plan = ScorePlan(
+        out=run.store.root, run=run.run, fingerprint=fingerprint, checkpoint=run.checkpoint, settings=settings, limits=limits
+    )
+    rows = block_rows(files.num_rows, settings.batch_size)
+    blocks = [files.slice(at, rows) for at in range(0, files.num_rows, rows)]
+    with Progress(total=files.num_rows, label="score") as progress:
+        if config.engine == "local":
+            from detector.scoring import local
+
+            local.score_blocks(plan, blocks, num_workers=config.scorers, on_rows=progress.advance)
+        elif cluster is not None:
+            _score_on(cluster, plan, blocks, config, progress)
+        else:
+            with connect(None) as private:
+                _score_on(private, plan, blocks, config, progress)
+    return time.monotonic() - start
+
+
+def _score_on(cluster: Cluster, plan: ScorePlan, blocks: list[pa.Table], config: ScoreConfig, progress: Progress) -> None:
+    from detector.scoring import pipeline
+
+    resources = pipeline.plan_resources(
+        cluster, num_scorers=config.scorers, gpus_per_scorer=config.gpus_per_scorer, num_blocks=len(blocks)
+    )
+    pipeline.score_blocks(plan, blocks, resources=resources, on_rows=progress.advance)
+
+
+def _check_cluster(run: _Run, cluster: Cluster) -> None:
+    from detector.scoring import pipeline
+
+    probe = f".probe-{run.run}"
+    if not run.store.is_local:
+        return
+    run.store.write(probe, lambda sink: sink.write(b"probe"))
+    try:
+        roots = [path for _name, path in run.listing.roots if "://" not in path]
+        pipeline.check_shared([os.path.join(run.store.root, probe), *roots], cluster=cluster)
+    finally:
+        run.store.remove(probe)
+
+
+def _finish(run: _Run, settings: DeviceSettings, fingerprint: str, *, num_new: int, seconds: float) -> dict[str, Any]:
+    """Publish what is committed, and say what came of it."""
+    results = publish.results_of(run.listing, ledger.read_parts(run.store, fingerprint), run=run.run)
+    listed, failed = results.num_rows, results.num_rows - results["error"].null_count
+    summary: dict[str, Any] = {
+        "listed": listed + run.listing.skipped.num_rows,
+        "scored": listed - failed,
+        "failed": failed,
+        "skipped": run.listing.skipped.num_rows,
+        "reused": listed - num_new,
+        "images_per_second": round(num_new / seconds, 2) if seconds else 0.0,
+        "errors": _histogram(results["error"].drop_null()),
+        "model": fingerprint,
+        "run": run.run,
+    }
+    record = runs.run_record(
+        job="score", run=run.run, status="complete", started=run.started, summary=summary,
+        model={"name": run.checkpoint.name, "fingerprint": fingerprint, "precision": settings.precision,
+               "batch_size": settings.batch_size, "device": settings.kind, "decoder": DECODER_MODE, "backend": run.config.backend,
+               "transform": run.checkpoint.transform.to_dict(), "ai_index": run.checkpoint.label_map.ai_index},
+        engine=run.config.engine, roots=[list(root) for root in run.listing.roots], score_seconds=round(seconds, 3),
+        skipped=_histogram(run.listing.skipped["reason"]),
+    )  # fmt: skip
+    publish.publish(run.store, run.listing, results, record)
+    if failed and failed / max(1, listed) > run.config.max_error_rate:
+        log(
+            f"{failed:,} of {listed:,} pictures failed, more than --max-error-rate {run.config.max_error_rate:g}; see errors.csv"
+        )
+        return {**summary, "status": "too_many_errors", "exit_code": EXIT_TOO_MANY_ERRORS}
+    return summary
+
+
+def _dry_run(run: _Run, fingerprint: str, pending: np.ndarray) -> dict[str, Any]:
+    """The plan: what would be scored, and how long an earlier run's rate makes that."""
+    files = run.listing.files
+    rate = _earlier_rate(run.store)
+    num_bytes = int(pc.sum(files["bytes"].take(pa.array(pending))).as_py() or 0)
+    log(f"dry run: {len(pending):,} pictures, {num_bytes:,} bytes to score; "
+        + (f"about {len(pending) / rate:.0f} s at the last run's {rate:.1f} images/s" if rate else "no earlier run gives a rate"))  # fmt: skip
+    return {
+        "status": "planned",
+        "listed": files.num_rows + run.listing.skipped.num_rows,
+        "pending": len(pending),
+        "pending_bytes": num_bytes,
+        "skipped": run.listing.skipped.num_rows,
+        "reused": files.num_rows - len(pending),
+        "estimated_seconds": round(len(pending) / rate, 1) if rate else None,
+        "model": fingerprint,
+    }
+
+
+def _earlier_rate(store: Store) -> float:
+    import json
+
+    try:
+        return float(json.loads(store.read(publish.RUN))["summary"]["images_per_second"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _histogram(column: pa.ChunkedArray) -> dict[str, int]:
+    counts = pc.value_counts(column).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in sorted(counts, key=lambda e: (-e["counts"], e["values"]))}
+
+
+def _without_output(listing: Listing, config: ScoreConfig) -> Listing:
+    """Drop the output folder's own files, where it lies inside a folder of pictures."""
+    inside = os.fsencode(os.path.realpath(local_path(config.out))) + b"/"
+    own = pc.starts_with(listing.files["path"], pattern=inside)
+    if not pc.any(own).as_py():
+        return listing
+    kept, dropped = listing.files.filter(pc.invert(own)), listing.files.filter(own)
+    if not kept.num_rows:
+        raise UsageError(f"--images holds nothing but the output folder {config.out}")
+    reasons = pa.table({"filename": dropped["filename"], "reason": pa.repeat("excluded", dropped.num_rows)})
+    skipped = pa.concat_tables([listing.skipped, reasons.cast(listing.skipped.schema)]).sort_by("filename")
+    return Listing(files=kept, skipped=skipped, roots=listing.roots)
+
+
+def _say_listed(listing: Listing) -> None:
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in _histogram(listing.skipped["reason"]).items())
+    log(f"listed {listing.files.num_rows:,} files" + (f"; skipped {skipped}" if skipped else ""))

@@ -1,0 +1,230 @@
+"""decode_block → score_block → commit_block: plain callables on Arrow tables, the same for both engines.
+
+A listing's rows go in; one committed part and a one-row summary come out. Nothing here knows Ray.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from detector import runs
+from detector.images.decoding import Decoded, Decoder
+from detector.images.pixels import DecodeLimits
+from detector.images.transforms import EvaluationTransform
+from detector.labels import Label
+from detector.models.checkpoint import Checkpoint
+from detector.models.devices import DeviceSettings
+from detector.models.predictor import ModelError, Predictor
+from detector.scoring.rows import FACTS, MODEL_FAILED, PARTS_SCHEMA, SUMMARY_SCHEMA, one_chunk
+from detector.storage import Store, open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePlan:
+    """What every worker of one run needs to know."""
+
+    out: str
+    run: str
+    fingerprint: str
+    checkpoint: Checkpoint
+    settings: DeviceSettings
+    limits: DecodeLimits
+
+
+def decode_blocks(decoder: Decoder, transform: EvaluationTransform, files: pa.Table, *, rows: int) -> Iterator[pa.Table]:
+    """Decode a listing's files and yield them ``rows`` at a time, resized to the model's input.
+
+    The columns are the listing's identity (``filename``, ``listed_bytes``, ``listed_modified``), what the decoder found, and
+    ``pixels``: fixed-size binary of 3·h·w bytes (uint8, channels first), null where the picture failed. Full-size pixels
+    live only between two steps of this loop.
+    """
+    decoded = decoder.decode(files["path"].to_pylist())
+    for start in range(0, files.num_rows, rows):
+        block = files.slice(start, rows)
+        yield _decoded_table(block, islice(decoded, block.num_rows), transform)
+
+
+def _decoded_table(block: pa.Table, decoded: Iterator[Decoded], transform: EvaluationTransform) -> pa.Table:
+    height, width = transform.input_size
+    pixels = np.zeros((block.num_rows, 3 * height * width), dtype=np.uint8)
+    found: dict[str, list[object]] = {name: [] for name, _ in FACTS}
+    listed = zip(block["bytes"].to_pylist(), block["modified"].cast(pa.int64()).to_pylist(), strict=True)
+    for row, (picture, (listed_bytes, listed_modified)) in enumerate(zip(decoded, listed, strict=True)):
+        if picture.pixels is not None:
+            pixels[row] = transform.resize(picture.pixels).numpy().reshape(-1)
+        found["bytes"].append(listed_bytes if picture.num_bytes is None else picture.num_bytes)
+        found["modified"].append(listed_modified if picture.modified_ns is None else picture.modified_ns)
+        for name in ("error", "message", "sha256", "width", "height", "format"):
+            found[name].append(getattr(picture, name))
+    good = np.array([error is None for error in found["error"]], dtype=bool)
+    return pa.table({
+        "filename": block["filename"],
+        "listed_bytes": block["bytes"],
+        "listed_modified": block["modified"],
+        **{name: pa.array(found[name], _storage(kind)).cast(kind) for name, kind in FACTS},
+        "pixels": _binary_column(pixels, good),
+    })  # fmt: skip
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    """Nanoseconds come as plain integers: Python's datetime would cut them."""
+    return pa.int64() if pa.types.is_timestamp(kind) else kind
+
+
+def _binary_column(pixels: np.ndarray, valid: np.ndarray) -> pa.Array:
+    """uint8 [N, K] → fixed-size binary of width K, without a copy; rows that are not ``valid`` are null."""
+    mask = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(pixels.shape[1]), len(pixels), [mask, pa.py_buffer(pixels)])
+
+
+def score_block(predictor: Predictor, decoded: pa.Table, *, plan: ScorePlan) -> pa.Table:
+    """Score a decoded table of any length in the model's fixed batches; rows of PARTS_SCHEMA plus the listing's identity."""
+    good = np.flatnonzero(decoded["error"].is_null().to_numpy())
+    pixels = _pixels(decoded["pixels"], predictor.transform.input_size)
+    p_ai = np.full(decoded.num_rows, np.nan, dtype=np.float32)
+    failures: dict[int, str] = {}
+    for start in range(0, len(good), plan.settings.batch_size):
+        chosen = good[start : start + plan.settings.batch_size]
+        np.take(pixels, chosen, axis=0, out=predictor.batch[: len(chosen)])
+        try:
+            p_ai[chosen] = predictor.predict(len(chosen))
+        except ModelError as error:
+            failures.update({int(row): str(error) for row in chosen})
+    failures.update({int(r): "the model gave no finite number" for r in good if np.isnan(p_ai[r]) and int(r) not in failures})
+    return _scored_table(decoded, p_ai, failures, plan)
+
+
+def _pixels(column: pa.ChunkedArray, size: tuple[int, int]) -> np.ndarray:
+    """Fixed-size binary → uint8 [N, 3, h, w], Arrow's own memory where it is one chunk; null rows hold anything."""
+    array = one_chunk(column)
+    width = 3 * size[0] * size[1]
+    flat = np.frombuffer(array.buffers()[1], dtype=np.uint8)[array.offset * width : (array.offset + len(array)) * width]
+    return flat.reshape(len(array), 3, *size)
+
+
+def _scored_table(decoded: pa.Table, p_ai: np.ndarray, failures: dict[int, str], plan: ScorePlan) -> pa.Table:
+    missing = np.isnan(p_ai)
+    label = np.where(p_ai >= 0.5, Label.AI, Label.REAL).astype(np.int8)
+    score = np.where(p_ai >= 0.5, p_ai, np.float32(1.0) - p_ai).astype(np.float32)
+    columns: dict[str, object] = {name: decoded[name] for name in decoded.column_names if name != "pixels"}
+    if failures:
+        for name, text in (("error", dict.fromkeys(failures, MODEL_FAILED)), ("message", failures)):
+            values = decoded[name].to_pylist()
+            columns[name] = pa.array([text.get(row, value) for row, value in enumerate(values)], pa.string())
+    count, now = decoded.num_rows, runs.now_utc()
+    columns |= {
+        "label": pa.array(label, mask=missing),
+        "score": pa.array(score, mask=missing),
+        "p_ai": pa.array(p_ai, mask=missing),
+        "model": pa.repeat(plan.fingerprint, count),
+        "run": pa.repeat(plan.run, count),
+        "scored_at": pa.array([now] * count, pa.timestamp("us", "UTC")),
+    }
+    return pa.table(columns)
+
+
+def part_name(fingerprint: str, rows: pa.Table) -> str:
+    """Where a block is committed: a hash of its rows' identities, so that a retried block writes the same name."""
+    identity = hashlib.sha256(fingerprint.encode())
+    keys = zip(rows["filename"].to_pylist(), rows["listed_bytes"].to_pylist(), _ticks(rows["listed_modified"]), strict=True)
+    for name, size, modified in sorted(keys, key=lambda key: key[0]):
+        identity.update(f"{len(name)}:{name}|{size}|{modified}\n".encode())
+    return f"parts/{fingerprint}/{identity.hexdigest()[:32]}.parquet"
+
+
+def _ticks(column: pa.ChunkedArray) -> list[int | None]:
+    return column.cast(pa.int64()).to_pylist()
+
+
+def commit_block(store: Store, rows: pa.Table, *, plan: ScorePlan) -> pa.Table:
+    """Write rows as one part, atomically; the one-row summary that the driver counts.
+
+    Raises:
+        OSError: the output cannot be written.
+    """
+    name = part_name(plan.fingerprint, rows)
+    table = rows.select(PARTS_SCHEMA.names).cast(PARTS_SCHEMA)
+    store.write(name, lambda sink: pq.write_table(table, sink, compression="zstd"))
+    failed = rows.num_rows - rows["error"].null_count
+    return pa.table(
+        {"part": [name], "rows": [rows.num_rows], "scored": [rows.num_rows - failed], "failed": [failed]}, schema=SUMMARY_SCHEMA
+    )
+
+
+class BlockScorer:
+    """All three stages in one process, one model batch at a time: what a CPU worker of either engine runs."""
+
+    def __init__(
+        self,
+        plan: ScorePlan,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_rows: Callable[[int], None] = lambda _rows: None,
+    ) -> None:
+        self._plan, self._should_stop, self._on_rows = plan, should_stop, on_rows
+        self._store = open_store(plan.out)
+        self._predictor = Predictor.load(plan.checkpoint, plan.settings)
+        self._decoder = Decoder(plan.limits)
+
+    def __call__(self, files: pa.Table) -> pa.Table:
+        """Score and commit one block of the listing; when asked to stop, what is finished of it.
+
+        Raises:
+            OSError: the output cannot be written.
+        """
+        plan, done = self._plan, []
+        for decoded in decode_blocks(self._decoder, plan.checkpoint.transform, files, rows=plan.settings.batch_size):
+            done.append(score_block(self._predictor, decoded, plan=plan))
+            self._on_rows(decoded.num_rows)
+            if self._should_stop():
+                break
+        return commit_block(self._store, pa.concat_tables(done), plan=plan)
+
+    def close(self) -> None:
+        """End the decoder's child process."""
+        self._decoder.close()
+
+
+def commit_failed(store: Store, files: pa.Table, *, error: str, message: str, plan: ScorePlan) -> pa.Table:
+    """Commit rows that could not be scored at all, with one error for each."""
+    count = files.num_rows
+    unknown = {name: pa.nulls(count, kind) for name, kind in FACTS}
+    decoded = pa.table({
+        "filename": files["filename"],
+        "listed_bytes": files["bytes"],
+        "listed_modified": files["modified"],
+        **unknown,
+        "bytes": files["bytes"],
+        "modified": files["modified"],
+        "error": pa.repeat(error, count),
+        "message": pa.repeat(message, count),
+    })  # fmt: skip
+    return commit_block(store, _scored_table(decoded, np.full(count, np.nan, dtype=np.float32), {}, plan), plan=plan)
+
+
+class BlockDecoder:
+    """The first stage alone: what a CPU actor runs where the model is on another device."""
+
+    def __init__(self, plan: ScorePlan) -> None:
+        self._plan, self._decoder = plan, Decoder(plan.limits)
+
+    def __call__(self, files: pa.Table) -> pa.Table:
+        """Decode one block of the listing; see :func:`decode_blocks` for the columns."""
+        return next(decode_blocks(self._decoder, self._plan.checkpoint.transform, files, rows=max(1, files.num_rows)))
+
+
+class DecodedScorer:
+    """The last two stages: what a GPU actor runs on decoded blocks."""
+
+    def __init__(self, plan: ScorePlan) -> None:
+        self._plan, self._store = plan, open_store(plan.out)
+        self._predictor = Predictor.load(plan.checkpoint, plan.settings)
+
+    def __call__(self, decoded: pa.Table) -> pa.Table:
+        """Score and commit one decoded block; the one-row summary."""
+        return commit_block(self._store, score_block(self._predictor, decoded, plan=self._plan), plan=self._plan)
