@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side writes warnings about every actor pool to stderr
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
@@ -71,7 +73,8 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     import ray
 
     try:
-        _init(chosen, num_cpus)
+        with _without_stderr():
+            _init(chosen, num_cpus)
         with contextlib.suppress(ValueError):  # not in the main thread: nothing was installed there
             signal.signal(signal.SIGTERM, handler)  # ray.init puts its own there, which would end the job at once
         yield _describe(chosen)
@@ -102,6 +105,20 @@ def _init(address: str | None, num_cpus: int | None) -> None:
             f"the Ray cluster at {address} cannot be used ({_first_line(error)}): check --ray-address, and RAY_AUTH_MODE=token "
             "with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what Ray's C++ side writes to file descriptor 2 while it starts, such as its own log level."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def usable_cpus() -> int:

@@ -36,7 +36,10 @@ def local_path(path: str) -> str:
 def without_credentials(uri: str) -> str:
     """The URI as it may be shown: without the user part and the query, where keys and tokens stand."""
     parts = _split(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    host = parts.netloc.rpartition("@")[2]
+    if not re.fullmatch(r"[^:]*(:\d+)?", host):  # a key with a slash that should have been %2F: the host comes later
+        return f"{parts.scheme}://{(host + parts.path).rpartition('@')[2]}"
+    return f"{parts.scheme}://{host}{parts.path}"
 
 
 def filesystem(uri: str) -> tuple[Any, str]:

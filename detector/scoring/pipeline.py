@@ -8,6 +8,7 @@ ever without a word.
 """
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -114,6 +115,7 @@ def _configure() -> None:
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     context.print_on_execution_start = False
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _pool(data: ray.data.Dataset, stage: type, shipped: "_Shipped", *, size: int, **options: Any) -> ray.data.Dataset:
@@ -199,14 +201,15 @@ class _Shipped:
 class _Stage:
     """An actor that builds its stage at its first block: an error in it then arrives as that block's, with its type."""
 
-    stage: type
+    stage: Callable[[ScorePlan], Callable[[pa.Table], pa.Table]]
 
     def __init__(self, shipped: _Shipped) -> None:
-        self._shipped, self._ready = shipped, None
+        self._shipped = shipped
+        self._ready: Callable[[pa.Table], pa.Table] | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         if self._ready is None:
-            self._ready = self.stage(self._shipped.unpack())
+            self._ready = type(self).stage(self._shipped.unpack())
         return self._ready(block)
 
 
