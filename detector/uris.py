@@ -42,6 +42,11 @@ def without_credentials(uri: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}"
 
 
+def shown(path: str) -> str:
+    """A path as it may be shown: a URI without its credentials, anything else as it is."""
+    return without_credentials(path) if is_uri(path) else path
+
+
 def filesystem(uri: str) -> tuple[Any, str]:
     """The ``pyarrow.fs.FileSystem`` of a remote URI, and the path of the URI on it.
 

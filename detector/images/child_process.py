@@ -1,0 +1,153 @@
+"""The handle on one decoder process: start it, send it a line, wait for a line, kill it."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from detector.images.pixels import DecodeLimits
+
+START_LIMIT_S = 60.0  # a cold start from a network file system, with every core busy
+_REAP_LIMIT_S = 5.0
+_MODULE = "detector.images.decoder_child"
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+_PR_SEALS = ("F_ADD_SEALS", "F_SEAL_SHRINK")
+
+
+def new_slot() -> int:
+    """A descriptor of anonymous shared memory, sealed against shrinking where the system can (Linux)."""
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryFile() as unlinked:
+            return os.dup(unlinked.fileno())
+    descriptor = os.memfd_create("decoder-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    if all(hasattr(fcntl, name) for name in _PR_SEALS):
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return descriptor
+
+
+class ChildProcess:
+    """One decoder process. ``ready`` once it said so; ``num_replies`` counts what it answered since."""
+
+    def __init__(self, slots: list[int], limits: DecodeLimits) -> None:
+        config = {"limits": dataclasses.asdict(limits), "slots": slots, "parent": os.getpid()}
+        path = os.pathsep.join(filter(None, (_PACKAGE_ROOT, os.environ.get("PYTHONPATH"))))
+        # One arena and one thread: each further one takes 64 MB of the address space that the limit counts.
+        settings = {"PYTHONPATH": path, "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        # -P: the working directory may be a folder of strangers' files; no module is to be found there.
+        command = [sys.executable, "-P", "-W", "ignore", "-m", _MODULE, json.dumps(config)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=slots,
+            env=os.environ | settings, bufsize=0,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        self._replies = self._process.stdout.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._replies, select.POLLIN)
+        self._buffer = b""
+        self._started = time.monotonic()
+        self.ready = False
+        self.num_replies = 0
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Write one request. A child that is gone is no error here: its replies have ended."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
+    def reply(self, *, clock: float, limit_s: float) -> dict[str, Any] | None:
+        """The next reply, or None if the child ended or talks nonsense.
+
+        Args:
+            clock: when the child began on the request (``time.monotonic``), if it was ready then.
+            limit_s: how long it may take from there; the start-up of the process is not counted.
+
+        Raises:
+            TimeoutError: no reply in time. The child still runs.
+        """
+        while (line := self._line(deadline=self._deadline(clock, limit_s))) is not None:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                return None
+            if isinstance(message, dict) and message.get("ready"):
+                self.ready = True
+                clock = time.monotonic()
+                self._close_errors()
+                continue
+            self.num_replies += 1
+            return message if isinstance(message, dict) else None
+        return None
+
+    def _deadline(self, clock: float, limit_s: float) -> float:
+        return clock + limit_s if self.ready else self._started + START_LIMIT_S
+
+    def _line(self, *, deadline: float) -> bytes | None:
+        while b"\n" not in self._buffer:
+            # Look at least once: the reply may lie there since long, while the caller was busy elsewhere.
+            if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError
+            data = os.read(self._replies, 65536)
+            if not data:
+                return None
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line
+
+    def rang(self) -> bool:
+        """Whether the child's own alarm ended it (the caller was away for longer than the limit)."""
+        return self._wait() == -signal.SIGALRM
+
+    def was_killed(self) -> bool:
+        """Whether a signal ended the process."""
+        return (self._wait() or 0) < 0
+
+    def end(self) -> str:
+        """How the process ended, for a person."""
+        code = self._wait()
+        if code is None:
+            return f"no sign of life within {START_LIMIT_S:g} s"
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"signal {-code}"
+
+    def complaint(self) -> str:
+        """The last line that a child which did not start wrote to stderr."""
+        assert self._process.stderr is not None
+        if self._process.stderr.closed or self._wait() is None:
+            return ""
+        lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:500] if lines else ""
+
+    def kill(self) -> bool:
+        """End the process now and close its pipes. False if it cannot be reaped (it hangs in the kernel)."""
+        self._process.kill()
+        reaped = self._wait() is not None
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._close_errors()
+        return reaped
+
+    def _wait(self) -> int | None:
+        try:
+            return self._process.wait(_REAP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _close_errors(self) -> None:
+        if self._process.stderr is not None:
+            self._process.stderr.close()
