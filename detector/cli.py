@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from detector.errors import JobError, LockedError, StopRequested, UsageError
+from detector.uris import shown
 
 Flags = TypeVar("Flags")
 
@@ -69,6 +70,7 @@ def run_job(job: str, flags_type: type[Flags], main: Callable[[Flags], dict[str,
     """
     flags = parse_flags(flags_type, job, argv)
     out = getattr(flags, "out", None)
+    out = shown(out) if isinstance(out, str) else None
     signal.signal(signal.SIGTERM, _on_sigterm)
     start = time.monotonic()
     summary, code, message = _guarded(job, main, flags)

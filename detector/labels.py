@@ -26,7 +26,7 @@ LABEL2ID = {"AI": 0, "Real": 1}
 _AI_WORDS = frozenset({
     "ai", "artificial", "artificialintelligence", "fake", "fakes", "generated", "synthetic", "synth", "machine",
     "deepfake", "aigenerated", "aigc", "aiart", "computergenerated", "diffusion", "gan", "midjourney",
-    "generative", "nonhuman", 
+    "generative", "nonhuman",
 })  # fmt: skip
 _REAL_WORDS = frozenset({
     "real", "reals", "human", "humans", "photo", "photos", "photograph", "authentic", "natural", "genuine",

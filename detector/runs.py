@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from detector.uris import shown
+
 PACKAGES = ("ray", "torch", "torchvision", "transformers", "timm", "datasets", "pyarrow", "pandas", "numpy", "pillow",
             "simplejpeg", "scikit-learn")  # fmt: skip
 
@@ -71,7 +73,7 @@ def run_record(
         "job": job,
         "run": run,
         "status": status,
-        "command": [os.path.basename(sys.executable), *sys.orig_argv[1:]],
+        "command": [os.path.basename(sys.executable), *map(shown, sys.orig_argv[1:])],
         "started": started.isoformat(),
         "finished": finished.isoformat(),
         "versions": versions(),

@@ -34,7 +34,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "vit": {"size": {"height": 224, "width": 224}, "resample": 2, "stats": _HALF, "do_center_crop": False},
     "deit": {"size": {"height": 256, "width": 256}, "resample": 3, "stats": _IMAGENET, "do_center_crop": True,
              "crop_size": {"height": 224, "width": 224}},
-    "convnext": {"size": {"shortest_edge": 384}, "resample": 3, "stats": _IMAGENET, "do_center_crop": False, "crop_pct": 224 / 256},
+    "convnext": {"size": {"shortest_edge": 384}, "resample": 3, "stats": _IMAGENET, "do_center_crop": False,
+                 "crop_pct": 224 / 256},
     "beit": {"size": {"height": 224, "width": 224}, "resample": 3, "stats": _HALF, "do_center_crop": False},
     "bit": {"size": {"shortest_edge": 224}, "resample": 3, "stats": _CLIP, "do_center_crop": True,
             "crop_size": {"height": 224, "width": 224}},
@@ -217,7 +218,7 @@ def _resample(value: object) -> str:
     mode = _RESAMPLE.get(value if isinstance(value, (int, str)) else -1)
     if mode is None:
         raise UsageError(
-            f"preprocessor_config.json asks for resample {value!r}: only nearest (0), bilinear (2) and bicubic (3) are exact here"
+            f"preprocessor_config.json asks for resample {value!r}: only nearest (0), bilinear (2) and bicubic (3) are exact"
         )
     return mode
 

@@ -61,7 +61,7 @@ def inspect_checkpoint(model: str, *, ai_class: str | None = None) -> Checkpoint
     Raises:
         UsageError: missing or broken files, no two-class classifier, an ambiguous label map, a hub that cannot be reached.
     """
-    folder = _folder(model)
+    folder = find_folder(model)
     config = read_json(os.path.join(folder, CONFIG))
     label_map = map_classes(_id2label(config, folder), ai_class=ai_class)
     transform = _transform(folder, config)
@@ -141,28 +141,35 @@ def weight_files(folder: str) -> list[str]:
         return files
     if os.path.isfile(os.path.join(folder, "pytorch_model.bin")):
         raise UsageError(
-            f"{folder} has only pytorch_model.bin, a pickle that could run code: "
-            "convert it once with --convert-weights DIR, then use DIR as --model"
+            f"{folder} has only pytorch_model.bin, a pickle that could run code: add --convert-weights DIR, which writes a "
+            "safetensors copy to DIR and uses that"
         )
-    raise UsageError(f"{folder} is no checkpoint: {WEIGHTS} is missing")
+    raise UsageError(
+        f"{folder} is no checkpoint: {WEIGHTS} is missing (a hub's pytorch_model.bin is fetched with --convert-weights DIR)"
+    )
 
 
-def _folder(model: str) -> str:
+def find_folder(model: str, *, with_pickle: bool = False) -> str:
+    """The folder of a checkpoint that is named by path or hub id; a hub's pickle is fetched only where it is asked for.
+
+    Raises:
+        UsageError: there is no such folder, and no such model on the hub, or no hub.
+    """
     if os.path.isdir(model):
         return os.path.realpath(model)
     if os.path.exists(model):
         raise UsageError(f"--model {model} is a file: give the checkpoint's folder")
     if not _HUB_ID.fullmatch(model) or model.startswith("."):
         raise UsageError(f"--model {model}: there is no such folder")
-    return _download(model)
+    return _download(model, ["*.json", "*.safetensors", *(["pytorch_model.bin"] if with_pickle else [])])
 
 
-def _download(hub_id: str) -> str:
+def _download(hub_id: str, patterns: list[str]) -> str:
     """Fetch a checkpoint by its hub id, or find it in the local cache."""
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors"], etag_timeout=5)
+        return snapshot_download(hub_id, allow_patterns=patterns, etag_timeout=5)
     except Exception as error:  # the library's network, cache and permission errors share no base class
         raise UsageError(
             f"--model {hub_id}: there is no such folder, and it could not be had from the model hub "

@@ -30,6 +30,8 @@ class ScoreConfig:
     """What runs the model."""
     ai_class: str | None = None
     """The checkpoint's class that stands for AI, where its class names do not say."""
+    convert_weights: str | None = None
+    """Folder for a safetensors copy of a checkpoint that has only pytorch_model.bin; the copy is what scores."""
     include: tuple[str, ...] = ()
     """Only files whose name or relative path matches one of these globs."""
     exclude: tuple[str, ...] = ()

@@ -129,10 +129,9 @@ class _Pool:
     def _give_up(self, files: pa.Table) -> None:
         """Commit the one row that ended every process that scored it."""
         from detector.scoring.stages import commit_failed
-        from detector.storage import open_store
 
         text = "scoring this picture ended its process twice"
-        commit_failed(open_store(self._plan.out), files, error=MODEL_FAILED, message=text, plan=self._plan)
+        commit_failed(files, error=MODEL_FAILED, message=text, plan=self._plan)
         self._on_rows(files.num_rows)
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ The driver that runs this imports neither torch nor transformers.
 """
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ from detector.progress import Progress, log
 from detector.scoring import ledger, publish
 from detector.scoring.config import ScoreConfig
 from detector.scoring.stages import ScorePlan
-from detector.storage import Store, local_path, open_store
+from detector.storage import Store, open_store
+from detector.uris import local_path, shown
 
 LOCK = ".lock"
 _MAX_BLOCK_ROWS, _MIN_BLOCK_ROWS, _BLOCKS_WANTED = 4096, 32, 128
@@ -57,10 +59,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     config.check()
     started = runs.now_utc()
     with _output(config) as store:
-        listing = _without_output(
-            list_images(config.images, include=config.include, exclude=config.exclude, limit=config.limit), config
+        listing = list_images(
+            config.images, include=config.include, exclude=config.exclude, limit=config.limit, output=config.out
         )
-        checkpoint = inspect_checkpoint(config.model, ai_class=config.ai_class)
+        checkpoint = inspect_checkpoint(_model_folder(config), ai_class=config.ai_class)
         _say_listed(listing)
         run = _Run(config=config, run=runs.new_run_id(), started=started, store=store, checkpoint=checkpoint, listing=listing)
         address = wanted_address(config.ray_address) if config.engine == "ray" else None
@@ -69,6 +71,14 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         with connect(address) as cluster:
             _check_cluster(run, cluster)
             return _score(run, cluster)
+
+
+def _model_folder(config: ScoreConfig) -> str:
+    if config.convert_weights is None:
+        return config.model
+    from detector.models.convert import convert_weights
+
+    return convert_weights(config.model, config.convert_weights)
 
 
 def block_rows(num_rows: int, batch_size: int) -> int:
@@ -80,23 +90,25 @@ def block_rows(num_rows: int, batch_size: int) -> int:
 @contextlib.contextmanager
 def _output(config: ScoreConfig) -> Iterator[Store]:
     """The output folder, held for this run by a lock that dies with this process; a dry run takes no lock."""
-    existed = os.path.exists(local_path(config.out)) or config.dry_run
+    existed = os.path.exists(local_path(config.out))
     store = open_store(config.out)
-    if not store.is_local or config.dry_run:
-        yield store
-        return
-    lock = FileLock(os.path.join(store.root, LOCK))
+    lock = FileLock(os.path.join(store.root, LOCK)) if store.is_local and not config.dry_run else None
     try:
-        with lock.acquire(timeout=0):
+        with lock.acquire(timeout=0) if lock else contextlib.nullcontext():
+            if lock:
+                store.clean_temporary()
             yield store
     except Timeout:
         raise LockedError(f"another run holds {config.out}: wait for it, or give this one another --out") from None
     except UsageError:
-        if not existed:  # a wrong command line leaves nothing behind
+        if lock and not existed:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(store.root, LOCK))
-                os.rmdir(store.root)
         raise
+    finally:
+        if store.is_local and not existed:  # a wrong command line and a dry run leave nothing behind
+            with contextlib.suppress(OSError):
+                os.rmdir(store.root)
 
 
 def _score(run: _Run, cluster: Cluster | None) -> dict[str, Any]:
@@ -115,6 +127,7 @@ def _score(run: _Run, cluster: Cluster | None) -> dict[str, Any]:
         f"{files.num_rows - len(pending):,} done, {len(pending):,} to score")  # fmt: skip
     if run.config.dry_run:
         return _dry_run(run, fingerprint, pending)
+    run.store.clean_temporary(f"parts/{fingerprint}")
     seconds = _run_engine(run, cluster, settings, fingerprint, files.take(pa.array(pending)))
     return _finish(run, settings, fingerprint, num_new=len(pending), seconds=seconds)
 
@@ -139,7 +152,7 @@ def _run_engine(run: _Run, cluster: Cluster | None, settings: DeviceSettings, fi
     config, start = run.config, time.monotonic()
     limits = DecodeLimits(timeout_s=config.timeout_s, memory_bytes=config.memory_mb * 2**20)
     plan = ScorePlan(
-        out=run.store.root, run=run.run, fingerprint=fingerprint, checkpoint=run.checkpoint, settings=settings, limits=limits
+        store=run.store, run=run.run, fingerprint=fingerprint, checkpoint=run.checkpoint, settings=settings, limits=limits
     )
     rows = block_rows(files.num_rows, settings.batch_size)
     blocks = [files.slice(at, rows) for at in range(0, files.num_rows, rows)]
@@ -181,43 +194,68 @@ def _check_cluster(run: _Run, cluster: Cluster) -> None:
 
 def _finish(run: _Run, settings: DeviceSettings, fingerprint: str, *, num_new: int, seconds: float) -> dict[str, Any]:
     """Publish what is committed, and say what came of it."""
+    config = run.config
     results = publish.results_of(run.listing, ledger.read_parts(run.store, fingerprint), run=run.run)
-    listed, failed = results.num_rows, results.num_rows - results["error"].null_count
-    summary: dict[str, Any] = {
-        "listed": listed + run.listing.skipped.num_rows,
-        "scored": listed - failed,
-        "failed": failed,
-        "skipped": run.listing.skipped.num_rows,
-        "reused": listed - num_new,
-        "images_per_second": round(num_new / seconds, 2) if seconds else 0.0,
-        "errors": _histogram(results["error"].drop_null()),
-        "model": fingerprint,
-        "run": run.run,
-    }
+    summary = _summary(run, results, num_new=num_new, seconds=seconds) | {"model": fingerprint, "run": run.run}
     record = runs.run_record(
-        job="score", run=run.run, status="complete", started=run.started, summary=summary,
-        model={"name": run.checkpoint.name, "fingerprint": fingerprint, "precision": settings.precision,
-               "batch_size": settings.batch_size, "device": settings.kind, "decoder": DECODER_MODE, "backend": run.config.backend,
-               "transform": run.checkpoint.transform.to_dict(), "ai_index": run.checkpoint.label_map.ai_index},
-        engine=run.config.engine, roots=[list(root) for root in run.listing.roots], score_seconds=round(seconds, 3),
+        job="score",
+        run=run.run,
+        status="complete",
+        started=run.started,
+        summary=summary,
+        model=_model_facts(run, settings, fingerprint),
+        engine=config.engine,
+        roots=[[name, shown(path)] for name, path in run.listing.roots],
+        score_seconds=round(seconds, 3),
         skipped=_histogram(run.listing.skipped["reason"]),
-    )  # fmt: skip
+    )
     publish.publish(run.store, run.listing, results, record)
-    if failed and failed / max(1, listed) > run.config.max_error_rate:
+    if summary["failed"] > config.max_error_rate * results.num_rows:
         log(
-            f"{failed:,} of {listed:,} pictures failed, more than --max-error-rate {run.config.max_error_rate:g}; see errors.csv"
+            f"{summary['failed']:,} pictures failed, more than --max-error-rate {config.max_error_rate:g} allows; see errors.csv"
         )
         return {**summary, "status": "too_many_errors", "exit_code": EXIT_TOO_MANY_ERRORS}
     return summary
 
 
+def _summary(run: _Run, results: pa.Table, *, num_new: int, seconds: float) -> dict[str, Any]:
+    rows, skipped = results.num_rows, run.listing.skipped.num_rows
+    failed = rows - results["error"].null_count
+    return {
+        "listed": rows + skipped,
+        "scored": rows - failed,
+        "failed": failed,
+        "skipped": skipped,
+        "reused": rows - num_new,
+        "images_per_second": round(num_new / seconds, 2) if seconds else 0.0,
+        "errors": _histogram(results["error"].drop_null()),
+    }
+
+
+def _model_facts(run: _Run, settings: DeviceSettings, fingerprint: str) -> dict[str, Any]:
+    """Everything that the fingerprint is made of, in words."""
+    return {
+        "name": run.checkpoint.name,
+        "fingerprint": fingerprint,
+        "identity": run.checkpoint.identity,
+        "precision": settings.precision,
+        "batch_size": settings.batch_size,
+        "device": settings.kind,
+        "decoder": DECODER_MODE,
+        "backend": run.config.backend,
+        "transform": run.checkpoint.transform.to_dict(),
+        "ai_index": run.checkpoint.label_map.ai_index,
+    }
+
+
 def _dry_run(run: _Run, fingerprint: str, pending: np.ndarray) -> dict[str, Any]:
     """The plan: what would be scored, and how long an earlier run's rate makes that."""
-    files = run.listing.files
-    rate = _earlier_rate(run.store)
+    files, rate = run.listing.files, _earlier_rate(run.store)
     num_bytes = int(pc.sum(files["bytes"].take(pa.array(pending))).as_py() or 0)
-    log(f"dry run: {len(pending):,} pictures, {num_bytes:,} bytes to score; "
-        + (f"about {len(pending) / rate:.0f} s at the last run's {rate:.1f} images/s" if rate else "no earlier run gives a rate"))  # fmt: skip
+    time_left = (
+        f"about {len(pending) / rate:.0f} s at the last run's {rate:.1f} images/s" if rate else "no earlier run gives a rate"
+    )
+    log(f"dry run: {len(pending):,} pictures, {num_bytes:,} bytes to score; {time_left}")
     return {
         "status": "planned",
         "listed": files.num_rows + run.listing.skipped.num_rows,
@@ -231,8 +269,6 @@ def _dry_run(run: _Run, fingerprint: str, pending: np.ndarray) -> dict[str, Any]
 
 
 def _earlier_rate(store: Store) -> float:
-    import json
-
     try:
         return float(json.loads(store.read(publish.RUN))["summary"]["images_per_second"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -242,20 +278,6 @@ def _earlier_rate(store: Store) -> float:
 def _histogram(column: pa.ChunkedArray) -> dict[str, int]:
     counts = pc.value_counts(column).to_pylist()
     return {entry["values"]: entry["counts"] for entry in sorted(counts, key=lambda e: (-e["counts"], e["values"]))}
-
-
-def _without_output(listing: Listing, config: ScoreConfig) -> Listing:
-    """Drop the output folder's own files, where it lies inside a folder of pictures."""
-    inside = os.fsencode(os.path.realpath(local_path(config.out))) + b"/"
-    own = pc.starts_with(listing.files["path"], pattern=inside)
-    if not pc.any(own).as_py():
-        return listing
-    kept, dropped = listing.files.filter(pc.invert(own)), listing.files.filter(own)
-    if not kept.num_rows:
-        raise UsageError(f"--images holds nothing but the output folder {config.out}")
-    reasons = pa.table({"filename": dropped["filename"], "reason": pa.repeat("excluded", dropped.num_rows)})
-    skipped = pa.concat_tables([listing.skipped, reasons.cast(listing.skipped.schema)]).sort_by("filename")
-    return Listing(files=kept, skipped=skipped, roots=listing.roots)
 
 
 def _say_listed(listing: Listing) -> None:

@@ -21,14 +21,14 @@ from detector.models.checkpoint import Checkpoint
 from detector.models.devices import DeviceSettings
 from detector.models.predictor import ModelError, Predictor
 from detector.scoring.rows import FACTS, MODEL_FAILED, PARTS_SCHEMA, SUMMARY_SCHEMA, one_chunk
-from detector.storage import Store, open_store
+from detector.storage import Store
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScorePlan:
     """What every worker of one run needs to know."""
 
-    out: str
+    store: Store
     run: str
     fingerprint: str
     checkpoint: Checkpoint
@@ -141,7 +141,7 @@ def _ticks(column: pa.ChunkedArray) -> list[int | None]:
     return column.cast(pa.int64()).to_pylist()
 
 
-def commit_block(store: Store, rows: pa.Table, *, plan: ScorePlan) -> pa.Table:
+def commit_block(rows: pa.Table, *, plan: ScorePlan) -> pa.Table:
     """Write rows as one part, atomically; the one-row summary that the driver counts.
 
     Raises:
@@ -149,7 +149,7 @@ def commit_block(store: Store, rows: pa.Table, *, plan: ScorePlan) -> pa.Table:
     """
     name = part_name(plan.fingerprint, rows)
     table = rows.select(PARTS_SCHEMA.names).cast(PARTS_SCHEMA)
-    store.write(name, lambda sink: pq.write_table(table, sink, compression="zstd"))
+    plan.store.write(name, lambda sink: pq.write_table(table, sink, compression="zstd"))
     failed = rows.num_rows - rows["error"].null_count
     return pa.table(
         {"part": [name], "rows": [rows.num_rows], "scored": [rows.num_rows - failed], "failed": [failed]}, schema=SUMMARY_SCHEMA
@@ -167,7 +167,6 @@ class BlockScorer:
         on_rows: Callable[[int], None] = lambda _rows: None,
     ) -> None:
         self._plan, self._should_stop, self._on_rows = plan, should_stop, on_rows
-        self._store = open_store(plan.out)
         self._predictor = Predictor.load(plan.checkpoint, plan.settings)
         self._decoder = Decoder(plan.limits)
 
@@ -183,14 +182,14 @@ class BlockScorer:
             self._on_rows(decoded.num_rows)
             if self._should_stop():
                 break
-        return commit_block(self._store, pa.concat_tables(done), plan=plan)
+        return commit_block(pa.concat_tables(done), plan=plan)
 
     def close(self) -> None:
         """End the decoder's child process."""
         self._decoder.close()
 
 
-def commit_failed(store: Store, files: pa.Table, *, error: str, message: str, plan: ScorePlan) -> pa.Table:
+def commit_failed(files: pa.Table, *, error: str, message: str, plan: ScorePlan) -> pa.Table:
     """Commit rows that could not be scored at all, with one error for each."""
     count = files.num_rows
     unknown = {name: pa.nulls(count, kind) for name, kind in FACTS}
@@ -204,7 +203,7 @@ def commit_failed(store: Store, files: pa.Table, *, error: str, message: str, pl
         "error": pa.repeat(error, count),
         "message": pa.repeat(message, count),
     })  # fmt: skip
-    return commit_block(store, _scored_table(decoded, np.full(count, np.nan, dtype=np.float32), {}, plan), plan=plan)
+    return commit_block(_scored_table(decoded, np.full(count, np.nan, dtype=np.float32), {}, plan), plan=plan)
 
 
 class BlockDecoder:
@@ -222,9 +221,9 @@ class DecodedScorer:
     """The last two stages: what a GPU actor runs on decoded blocks."""
 
     def __init__(self, plan: ScorePlan) -> None:
-        self._plan, self._store = plan, open_store(plan.out)
+        self._plan = plan
         self._predictor = Predictor.load(plan.checkpoint, plan.settings)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Score and commit one decoded block; the one-row summary."""
-        return commit_block(self._store, score_block(self._predictor, decoded, plan=self._plan), plan=self._plan)
+        return commit_block(score_block(self._predictor, decoded, plan=self._plan), plan=self._plan)

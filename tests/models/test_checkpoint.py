@@ -41,7 +41,11 @@ def test_old_and_new_forms_give_the_same_model(tmp_path):
 def test_fingerprint_changes_with_everything_that_changes_a_score(folder, tmp_path):
     base = inspect_checkpoint(folder)
     how = {"batch_size": 16, "precision": "fp32", "device": "cpu"}
-    prints = {base.fingerprint(**how), base.fingerprint(**{**how, "batch_size": 8}), base.fingerprint(**{**how, "precision": "bf16"})}
+    prints = {
+        base.fingerprint(**how),
+        base.fingerprint(**{**how, "batch_size": 8}),
+        base.fingerprint(**{**how, "precision": "bf16"}),
+    }
     prints.add(inspect_checkpoint(save_swin(tmp_path / "other", seed=5)).fingerprint(**how))
     prints.add(inspect_checkpoint(edited(folder, tmp_path, "preprocessor_config.json", resample=2)).fingerprint(**how))
     assert len(prints) == 5
