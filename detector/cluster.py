@@ -42,6 +42,7 @@ class Cluster:
         cpus, gpus: their sums.
         gpu_name: Ray's accelerator type of the first GPU, or ''.
         address: what was connected to.
+        decode: sum of the custom resource ``decode`` that hosts report which are meant for decoding; 0 where none does.
     """
 
     local: bool
@@ -50,6 +51,7 @@ class Cluster:
     gpus: float
     gpu_name: str
     address: str
+    decode: float = 0.0
 
 
 def wanted_address(address: str | None) -> str | None:
@@ -139,6 +141,7 @@ def _describe(address: str | None) -> Cluster:
         gpus=float(resources.get("GPU", 0)),
         gpu_name=kinds[0] if kinds else "",
         address=address or "local",
+        decode=float(resources.get("decode", 0)),
     )
     where = "a private local Ray" if cluster.local else f"the Ray cluster at {address}"
     log(f"ray: {where}, {cluster.num_nodes} node(s), {cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs")

@@ -45,7 +45,12 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     log(f"demo: F1 (AI positive) {judged['f1']:.3f} on {judged['num_images']} unseen synthetic pictures")
     log(f"demo: look at {os.path.join(out, 'evaluation', 'report.html')}")
     kept = ("best_metric", "epochs")
-    return {**scored, **{name: trained[name] for name in kept}, "train_images_per_second": trained["images_per_second"], **judged}
+    return {
+        **scored,
+        **{name: trained[name] for name in kept},
+        "train_images_per_second": trained["images_per_second"],
+        **judged,
+    }
 
 
 def _fresh_folder(out: str) -> str:
@@ -74,7 +79,9 @@ def _make_data(out: str, seed: int) -> None:
     log("demo 2/5: prepare the data folder")
     for split in _SPLITS:
         labels, images = os.path.join(corpus, split, "labels.csv"), os.path.join(corpus, split, "images")
-        prepare(PrepareConfig(labels=(labels,), images=(images,), split=split, source="synthetic", out=os.path.join(out, "data")))
+        prepare(
+            PrepareConfig(labels=(labels,), images=(images,), split=split, source="synthetic", out=os.path.join(out, "data"))
+        )
 
 
 def _train(out: str, seed: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Progress:
     def __init__(self, *, total: int, label: str, unit: str = "images") -> None:
         self.total, self.label, self.unit, self.done = total, label, unit, 0
         self._start = self._last = time.monotonic()
+        self._shown = 0
         self._bar = tqdm(total=total, desc=label, unit=f" {unit}", file=sys.stderr) if sys.stderr.isatty() else None
 
     def advance(self, count: int) -> None:
@@ -36,6 +37,7 @@ class Progress:
             self._line(now)
 
     def _line(self, now: float) -> None:
+        self._shown = self.done
         rate = self.done / max(now - self._start, 1e-9)
         left = f", about {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
         log(f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, {rate:.1f} {self.unit}/s{left}")
@@ -46,5 +48,5 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self.done:
+        elif self.done != self._shown:
             self._line(time.monotonic())

@@ -25,8 +25,9 @@ def now_utc() -> datetime:
 
 
 def new_run_id() -> str:
-    """A name for one run: sortable by time, unique across machines."""
-    return f"{now_utc():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    """A name for one run: sortable by time (UTC, to the millisecond), unique across machines."""
+    now = now_utc()
+    return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}-{secrets.token_hex(4)}"
 
 
 def digest(value: object) -> str:

@@ -136,12 +136,16 @@ def _about_groups(found: dict[str, Any]) -> list[Caveat]:
 def _about_balance(found: dict[str, Any]) -> list[Caveat]:
     if found["tpr"] is None or found["tnr"] is None or found["f1"] is None:
         return []
-    hits, alarms = found["tpr"] * RARE_SHARE, (1 - found["tnr"]) * (1 - RARE_SHARE)
+    cells = found["confusion"]
+    # Without a single false alarm their rate is not 0 but below 3/n: a promise of 100 % would be more than was seen.
+    num_real, unseen = cells["fp"] + cells["tn"], cells["fp"] == 0
+    alarm_rate = min(1.0, 3 / num_real) if unseen else 1 - found["tnr"]
+    hits, alarms = found["tpr"] * RARE_SHARE, alarm_rate * (1 - RARE_SHARE)
     if hits + alarms == 0:
         return []
-    cells = found["confusion"]
     share = (cells["tp"] + cells["fn"]) / found["num_images"]
     return [Caveat(is_warning=False, text=(
         f"{share:.0%} of these pictures are AI. F1 and precision hold for that share only: in a collection with "
-        f"{RARE_SHARE:.0%} AI, the same detector would be right in {hits / (hits + alarms):.0%} of the pictures it calls AI."
+        f"{RARE_SHARE:.0%} AI, the same detector would be right in {'no less than ' if unseen else ''}"
+        f"{hits / (hits + alarms):.0%} of the pictures it calls AI."
     ))]  # fmt: skip

@@ -1,7 +1,8 @@
 """The stages as a Ray Data graph. The only file that knows Ray Data; it reads from top to bottom.
 
 CPU cluster:  listing blocks → [decode · score · commit] in one actor pool   (one operator: the read is fused into it)
-GPU cluster:  listing blocks → decode actor pool → [score · commit] on the GPUs
+GPU cluster:  listing blocks → decode actor pool → [score · commit] on the GPUs; where hosts report the custom resource
+              ``decode``, decoding stays on those
 
 Resources are chosen so that the standing actors never need more CPUs than the cluster has: with more, Ray Data waits for
 ever without a word.
@@ -38,6 +39,7 @@ class Resources:
     scorer_gpus: float
     num_decoders: int = 0
     decoder_cpus: float = 0.0
+    decode_hosts: bool = False
 
     @property
     def split(self) -> bool:
@@ -70,12 +72,14 @@ def _gpu_resources(cluster: Cluster, num_scorers: int | None, per_gpu: float) ->
     scorers = num_scorers or fits
     scorer_cpus = 1.0 if cluster.cpus >= 2 * scorers + 1 else 0.1
     left = max(cluster.cpus - scorers * scorer_cpus, 0.1)
+    decoders = max(1, int(left))
     return Resources(
         num_scorers=scorers,
         scorer_cpus=scorer_cpus,
         scorer_gpus=per_gpu,
-        num_decoders=max(1, int(left)),
+        num_decoders=min(decoders, int(cluster.decode)) if cluster.decode >= 1 else decoders,
         decoder_cpus=min(1.0, left),
+        decode_hosts=cluster.decode >= 1,
     )
 
 
@@ -104,8 +108,10 @@ def build(plan: ScorePlan, blocks: list[pa.Table], *, resources: Resources) -> r
         files = _read(blocks, num_cpus=resources.scorer_cpus)
         return _pool(files, _Score, shipped, size=resources.num_scorers, num_cpus=resources.scorer_cpus)
     blocks = [piece for block in blocks for piece in _pieces(block, _PIXEL_BLOCK_ROWS)]
-    files = _read(blocks, num_cpus=resources.decoder_cpus)
-    decoded = _pool(files, _Decode, shipped, size=resources.num_decoders, num_cpus=resources.decoder_cpus)
+    where: dict[str, Any] = {"num_cpus": resources.decoder_cpus}
+    if resources.decode_hosts:
+        where["resources"] = {"decode": 1}
+    decoded = _pool(_read(blocks, **where), _Decode, shipped, size=resources.num_decoders, **where)
     options = {"num_gpus": resources.scorer_gpus, "batch_size": _PIXEL_BLOCK_ROWS} if resources.scorer_gpus else {}
     return _pool(decoded, _ScoreDecoded, shipped, size=resources.num_scorers, num_cpus=resources.scorer_cpus, **options)
 
@@ -130,10 +136,10 @@ def _pieces(block: pa.Table, rows: int) -> Iterator[pa.Table]:
     return (block.slice(start, rows) for start in range(0, block.num_rows, rows))
 
 
-def _read(blocks: list[pa.Table], *, num_cpus: float) -> ray.data.Dataset:
-    """A source with exactly one read task per block; the same ``num_cpus`` as its consumer lets Ray fuse the two."""
+def _read(blocks: list[pa.Table], **options: Any) -> ray.data.Dataset:
+    """A source with exactly one read task per block; the same resources as its consumer let Ray fuse the two."""
     source = _ListingSource([_to_bytes(block) for block in blocks], [block.num_rows for block in blocks])
-    return ray.data.read_datasource(source, override_num_blocks=len(blocks), num_cpus=num_cpus)
+    return ray.data.read_datasource(source, override_num_blocks=len(blocks), **options)
 
 
 class _ListingSource(Datasource):

@@ -28,7 +28,12 @@ def plan_of(out, model, run="test"):
     how = {"precision": settings.precision, "batch_size": settings.batch_size, "device": settings.kind}
     fingerprint = checkpoint.fingerprint(**how, decoder=DECODER_MODE, backend="torch")
     return ScorePlan(
-        store=open_store(str(out)), run=run, fingerprint=fingerprint, checkpoint=checkpoint, settings=settings, limits=DecodeLimits()
+        store=open_store(str(out)),
+        run=run,
+        fingerprint=fingerprint,
+        checkpoint=checkpoint,
+        settings=settings,
+        limits=DecodeLimits(),
     )
 
 

@@ -45,3 +45,10 @@ def test_blocks_are_whole_batches_and_few(num_rows, batch_size):
     assert rows <= max(4096 + batch_size / 2, batch_size)
     if num_rows == 50_000 and batch_size <= 128:
         assert -(-num_rows // rows) <= 200
+
+
+def test_decoding_stays_on_the_hosts_that_offer_it():
+    marked = Cluster(local=False, num_nodes=3, cpus=48, gpus=4, gpu_name="", address="head:6379", decode=16)
+    found = plan_resources(marked, num_scorers=None, gpus_per_scorer=None, num_blocks=1000)
+    assert (found.decode_hosts, found.num_decoders) == (True, 16)
+    assert not plan_resources(cluster(48, 4), num_scorers=None, gpus_per_scorer=None, num_blocks=1000).decode_hosts

@@ -1,0 +1,55 @@
+"""Runs jobs.score and kills it at one moment of one write: ``killer.py POINT NAME COUNT -- score flags``.
+
+POINT is ``before_temporary``, ``after_temporary``, ``before_rename`` or ``after_rename``; the process that reaches it for the
+COUNT-th file whose path contains NAME ends by SIGKILL, and with it its whole process group.
+"""
+
+import os
+import signal
+import sys
+
+import detector.storage as storage
+
+POINT, NAME, COUNT = os.environ["KILL_POINT"], os.environ["KILL_NAME"], int(os.environ["KILL_COUNT"])
+_seen = 0
+_replace, _write = os.replace, storage.LocalStore.write
+_current = ""
+
+
+def _maybe_kill(point):
+    global _seen
+    if point != POINT or NAME not in _current:
+        return
+    _seen += 1
+    if _seen == COUNT:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def replace(source, target, **options):
+    _maybe_kill("before_rename")
+    _replace(source, target, **options)
+    _maybe_kill("after_rename")
+
+
+def write(self, name, writer):
+    global _current
+    _current = name
+    _maybe_kill("before_temporary")
+
+    def watched(stream):
+        result = writer(stream)
+        _maybe_kill("after_temporary")
+        return result
+
+    _write(self, name, watched)
+
+
+# Spawned workers import this file again, so they are patched too.
+os.replace = replace
+storage.LocalStore.write = write
+
+if __name__ == "__main__":
+    from detector.cli import run_job
+    from jobs.score import ScoreConfig, main
+
+    sys.exit(run_job("score", ScoreConfig, main))
