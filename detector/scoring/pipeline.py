@@ -8,9 +8,10 @@ Resources are chosen so that the standing actors never need more CPUs than the c
 ever without a word.
 """
 
-import contextlib
+import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from detector.cluster import Cluster
 from detector.errors import JobError, StopRequested, UsageError
 from detector.scoring.stages import BlockDecoder, BlockScorer, DecodedScorer, ScorePlan
 
+_MARK = "stage-error:"
+_AGAIN = "what is committed is kept, run the same command again"
 _NO_PROGRESS_S = 300  # a hang becomes an error that names the operators
 _PIXEL_BLOCK_ROWS = 256  # 150 KB a row: what one decoded block may hold of the object store
 
@@ -121,7 +124,7 @@ def _configure() -> None:
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     context.print_on_execution_start = False
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would say is raised too, and said once
 
 
 def _pool(data: ray.data.Dataset, stage: type, shipped: "_Shipped", *, size: int, **options: Any) -> ray.data.Dataset:
@@ -204,6 +207,10 @@ class _Shipped:
         return replace(self._plan, checkpoint=replace(self._plan.checkpoint, path=folder))
 
 
+class StageError(RuntimeError):
+    """What a person can put right, from an actor to the driver. Ray keeps an exception's text only, so the text carries it."""
+
+
 class _Stage:
     """An actor that builds its stage at its first block: an error in it then arrives as that block's, with its type."""
 
@@ -214,9 +221,13 @@ class _Stage:
         self._ready: Callable[[pa.Table], pa.Table] | None = None
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        if self._ready is None:
-            self._ready = type(self).stage(self._shipped.unpack())
-        return self._ready(block)
+        try:
+            if self._ready is None:
+                self._ready = type(self).stage(self._shipped.unpack())
+            return self._ready(block)
+        except (UsageError, OSError) as error:
+            kind = "usage" if isinstance(error, UsageError) else "output"
+            raise StageError(_MARK + json.dumps({"kind": kind, "message": str(error)})) from error
 
 
 class _Score(_Stage):
@@ -232,27 +243,15 @@ class _ScoreDecoded(_Stage):
 
 
 def _explained(error: BaseException) -> Exception:
-    """The reason inside Ray's wrapping: the user's own mistake, or the output that failed, or the first line of it."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        if isinstance(current, UsageError):
-            return UsageError(_message(current))
-        if isinstance(current, OSError) and current.errno is not None:
-            return JobError(f"score: {_message(current)}; what is committed is kept, run the same command again")
-        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
-    return JobError(f"score: the Ray graph failed ({type(error).__name__}: {_message(error)}); run the same command again")
-
-
-def _message(error: BaseException) -> str:
-    """The last line that says something: Ray puts the remote traceback before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    with contextlib.suppress(ValueError):
-        kind, _, rest = text.partition(": ")
-        text = rest if kind.rpartition(".")[2].endswith("Error") and rest else text
-    return text[:500]
+    """The reason inside Ray's wrapping: the user's own mistake, the output that failed, or what Ray says."""
+    found = re.search(re.escape(_MARK) + r"(\{.*\})", str(error))
+    if found is None:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return JobError(f"score: the Ray graph failed ({type(error).__name__}: {lines[0][:300] if lines else ''}); {_AGAIN}")
+    reason = json.loads(found[1])
+    if reason["kind"] == "usage":
+        return UsageError(reason["message"])
+    return JobError(f"score: {reason['message']}; {_AGAIN}")
 
 
 def check_shared(paths: Iterable[str], *, cluster: Cluster) -> None:
