@@ -19,9 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(PY) -m jobs.demo --out $(OUT)
 
-# Fast tests first, so that a mistake shows within seconds.
+# Quick tests first, two processes at a time, so that a mistake shows early; then those that start a Ray of their own.
 test: install
-	$(PY) -m pytest -q -m "not soak and not ray and not gpu"
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not soak and not ray and not gpu"
 	$(PY) -m pytest -q -m "ray and not soak and not gpu"
 
 soak: install

@@ -7,13 +7,21 @@ because one happens to run on the machine, as a bare ``ray.init()`` would.
 import contextlib
 import logging
 import os
+import secrets
 import signal
+import stat
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from detector.errors import JobError, UsageError
 from detector.progress import log
+
+Result = TypeVar("Result")
 
 # Services of Ray that a job of ours does not use; together about 2 CPU-seconds a start (measured).
 _QUIET = {
@@ -89,6 +97,8 @@ def _init(address: str | None, num_cpus: int | None) -> None:
 
     options = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     if address is None:
+        with contextlib.suppress(OSError):  # no home folder, or not ours to write: Ray then says what it needs
+            _keep_token_private()
         try:
             ray.init(
                 address="local",
@@ -107,6 +117,54 @@ def _init(address: str | None, num_cpus: int | None) -> None:
             f"the Ray cluster at {address} cannot be used ({_first_line(error)}): check --ray-address, and RAY_AUTH_MODE=token "
             "with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
+
+
+def _keep_token_private() -> None:
+    """See that only its owner can read the token of a private Ray.
+
+    Ray makes the file with mode 0644, and two first runs at once overwrite each other's. So it is made here, whole and
+    private from the start; one that Ray has made before is tightened. A token that the user names is left as it is.
+
+    Raises:
+        OSError: the home folder cannot be written, or the token is another user's.
+    """
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if named or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    folder = os.path.join(os.path.expanduser("~"), ".ray")
+    path = os.path.join(folder, "auth_token")
+    if not os.path.lexists(path):
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".auth_token-") as file:  # mode 0600
+            file.write(secrets.token_hex(32))  # as `ray get-auth-token --generate` makes them
+            file.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, path)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(handle)
+        if stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH:
+            os.fchmod(handle, 0o600)
+    finally:
+        os.close(handle)
+
+
+def interruptibly(work: Callable[[], Result]) -> Result:
+    """Run ``work`` in a thread and wait for it in plain Python.
+
+    A signal handler's exception that is raised while the main thread waits inside Ray is swallowed there: the job would
+    run on to its end after a SIGTERM. (Ray Train also leaves its own SIGINT handler behind when it runs in the main thread.)
+    """
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 @contextlib.contextmanager

@@ -158,7 +158,7 @@ class Found:
 
     def skip(self, root: Root, relative: bytes, path: bytes, reason: str) -> None:
         """Count something that is no row."""
-        self.num_excluded += reason == "excluded"
+        self.num_excluded += reason == "excluded" and path != self.output  # no pattern of the user's left that out
         self._skipped.append((_filename(root, relative), reason, path))
 
     def listing(self, limit: int | None) -> Listing:

@@ -63,8 +63,8 @@ def inspect_checkpoint(model: str, *, ai_class: str | None = None) -> Checkpoint
     """
     folder = find_folder(model)
     config = read_json(os.path.join(folder, CONFIG))
-    label_map = map_classes(_id2label(config, folder), ai_class=ai_class)
-    transform = _transform(folder, config)
+    label_map = map_classes(id2label_of(config, folder), ai_class=ai_class)
+    transform = transform_of(folder, config)
     weights = weight_files(folder)
     for file in weights:
         _check_safetensors(os.path.join(folder, file))
@@ -177,7 +177,12 @@ def _download(hub_id: str, patterns: list[str]) -> str:
         ) from error
 
 
-def _id2label(config: Mapping[str, Any], folder: str) -> Mapping[object, object]:
+def id2label_of(config: Mapping[str, Any], folder: str) -> Mapping[object, object]:
+    """Class index → class name, from whichever key of ``config.json`` has it.
+
+    Raises:
+        UsageError: the config names no classes.
+    """
     labels = config.get("id2label")
     if isinstance(labels, dict) and labels:
         return labels
@@ -190,7 +195,12 @@ def _id2label(config: Mapping[str, Any], folder: str) -> Mapping[object, object]
     raise UsageError(f"{folder}/{CONFIG} names no classes (id2label): this is no image classifier")
 
 
-def _transform(folder: str, config: Mapping[str, Any]) -> EvaluationTransform:
+def transform_of(folder: str, config: Mapping[str, Any]) -> EvaluationTransform:
+    """The evaluation transform of a checkpoint's folder, from its preprocessor file or its timm config.
+
+    Raises:
+        UsageError: missing, or not understood.
+    """
     path = os.path.join(folder, PREPROCESSOR)
     pretrained = config.get("pretrained_cfg")
     if isinstance(pretrained, dict) and not os.path.exists(path):

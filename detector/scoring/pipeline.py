@@ -23,8 +23,8 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from detector.cluster import Cluster
-from detector.errors import JobError, StopRequested, UsageError
+from detector.cluster import Cluster, interruptibly
+from detector.errors import JobError, UsageError
 from detector.scoring.stages import BlockDecoder, BlockScorer, DecodedScorer, ScorePlan
 
 _MARK = "stage-error:"
@@ -94,11 +94,13 @@ def score_blocks(plan: ScorePlan, blocks: Iterable[pa.Table], *, resources: Reso
         JobError: the graph failed; committed blocks are kept.
     """
     graph = build(plan, list(blocks), resources=resources)
-    try:
+
+    def run() -> None:
         for summary in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             on_rows(sum(summary["rows"].to_pylist()))
-    except (StopRequested, KeyboardInterrupt):
-        raise
+
+    try:
+        interruptibly(run)
     except Exception as error:
         raise _explained(error) from error
 
@@ -254,7 +256,7 @@ def _explained(error: BaseException) -> Exception:
     return JobError(f"score: {reason['message']}; {_AGAIN}")
 
 
-def check_shared(paths: Iterable[str], *, cluster: Cluster) -> None:
+def check_shared(paths: Iterable[str], *, cluster: Cluster, flags: str = "--images and --out") -> None:
     """On several nodes: every node must see the output (a probe file written by one) and the input folders.
 
     Raises:
@@ -274,6 +276,4 @@ def check_shared(paths: Iterable[str], *, cluster: Cluster) -> None:
         unseen = ray.get(missing.options(scheduling_strategy=strategy).remote(wanted))
         if unseen:
             name = node.get("NodeManagerHostname") or node["NodeID"]
-            raise UsageError(
-                f"the node {name} does not see {unseen[0]}: --images and --out must be storage that every node sees"
-            )
+            raise UsageError(f"the node {name} does not see {unseen[0]}: {flags} must be storage that every node sees")

@@ -211,9 +211,7 @@ def _finish(run: _Run, settings: DeviceSettings, fingerprint: str, *, num_new: i
     )
     publish.publish(run.store, run.listing, results, record)
     if summary["failed"] > config.max_error_rate * results.num_rows:
-        log(
-            f"{summary['failed']:,} pictures failed, more than --max-error-rate {config.max_error_rate:g} allows; see errors.csv"
-        )
+        log(f"{summary['failed']:,} pictures failed: more than --max-error-rate {config.max_error_rate:g}; see errors.csv")
         return {**summary, "status": "too_many_errors", "exit_code": EXIT_TOO_MANY_ERRORS}
     return summary
 

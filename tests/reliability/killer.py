@@ -11,17 +11,15 @@ import sys
 import detector.storage as storage
 
 POINT, NAME, COUNT = os.environ["KILL_POINT"], os.environ["KILL_NAME"], int(os.environ["KILL_COUNT"])
-_seen = 0
+_now = {"seen": 0, "name": ""}
 _replace, _write = os.replace, storage.LocalStore.write
-_current = ""
 
 
 def _maybe_kill(point):
-    global _seen
-    if point != POINT or NAME not in _current:
+    if point != POINT or NAME not in _now["name"]:
         return
-    _seen += 1
-    if _seen == COUNT:
+    _now["seen"] += 1
+    if _now["seen"] == COUNT:
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
@@ -32,8 +30,7 @@ def replace(source, target, **options):
 
 
 def write(self, name, writer):
-    global _current
-    _current = name
+    _now["name"] = name
     _maybe_kill("before_temporary")
 
     def watched(stream):
