@@ -13,7 +13,7 @@ from tests.checkpoints import save_swin
 from tests.scoring.conftest import run_score
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-JOBS = ("prepare", "train", "score", "evaluate", "reprocess", "demo")
+JOBS = ("prepare", "train", "compare", "score", "evaluate", "reprocess", "demo")
 
 
 @pytest.fixture(scope="module")
