@@ -69,6 +69,7 @@ class _Columns:
         self.num_rows = 0
 
     def append(self, row: tuple[object, ...]) -> None:
+        """Add one row; rows become Arrow columns a chunk at a time."""
         self._rows.append(row)
         self.num_rows += 1
         if len(self._rows) >= _CHUNK_ROWS:
@@ -81,6 +82,7 @@ class _Columns:
         self._rows = []
 
     def column(self, name: str) -> pa.ChunkedArray:
+        """All values of one column so far."""
         self._flush()
         return pa.chunked_array(self._columns[self.schema.get_field_index(name)], self.schema.field(name).type)
 

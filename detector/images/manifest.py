@@ -164,6 +164,7 @@ class _Folders:
         self._reasons: dict[bytes, str | None] = {b"": None}
 
     def reason(self, relative: bytes) -> str | None:
+        """Why a listed name is no row (a skip reason), or None."""
         if relative in self._reasons:
             return self._reasons[relative]
         parent, _, name = relative.rpartition(b"/")

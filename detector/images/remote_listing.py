@@ -28,10 +28,12 @@ class _Place:
     files: Any
 
     def root(self, found: Found, name: bytes | None, folder: str) -> Root:
+        """The listed folder as it is named in the `filename` column."""
         base = text_bytes(without_credentials(uri_on(self.uri, folder)))
         return found.root(name or text_bytes(folder.rpartition("/")[2]), base)
 
     def path(self, key: str | bytes) -> bytes:
+        """The URI of one object, as UTF-8."""
         return uri_on(self.uri, key).encode()
 
     def info(self, keys: Any) -> Any:

@@ -68,6 +68,7 @@ class _Pool:
         self._workers = [self._start() for _ in range(count)]
 
     def run(self) -> None:
+        """Hand out blocks until all are committed."""
         while self._todo or any(worker.block for worker in self._workers):
             waitables = {worker.pipe: worker for worker in self._workers}
             for pipe in connection.wait(list(waitables)):

@@ -51,6 +51,7 @@ class _Comparison:
     errors: dict[str, Exception] = field(default_factory=dict)
 
     def identity_of(self, candidate: Candidate) -> str:
+        """What a finished result must match to be read back."""
         return runs.digest({**self.identity, "model": candidate.model})
 
     def rows(self) -> list[Result]:

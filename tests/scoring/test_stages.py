@@ -1,0 +1,110 @@
+"""The stages on Arrow tables: a model's failure is a row's error, and a retried block writes the same part."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from detector.images.listing import list_images
+from detector.images.pixels import DecodeLimits
+from detector.models.checkpoint import inspect_checkpoint
+from detector.models.devices import resolve_settings
+from detector.scoring import ledger, stages
+from detector.scoring.local import _Block, _Pool
+from detector.storage import open_store
+
+
+@pytest.fixture
+def plan(model, tmp_path):
+    return stages.ScorePlan(
+        store=open_store(str(tmp_path / "out")),
+        run="r",
+        fingerprint="f" * 16,
+        checkpoint=inspect_checkpoint(model),
+        settings=resolve_settings(kind="cpu", batch_size=16, precision="fp32"),
+        limits=DecodeLimits(),
+    )
+
+
+@pytest.fixture
+def files(folder):
+    return list_images([folder]).files.slice(0, 40)
+
+
+@pytest.fixture
+def scorer(plan):
+    scorer = stages.BlockScorer(plan)
+    yield scorer
+    scorer.close()
+
+
+def rows_of(plan):
+    return ledger.read_parts(plan.store, plan.fingerprint)
+
+
+def test_a_device_out_of_memory_is_model_failed_and_names_the_flag(plan, files, scorer, monkeypatch):
+    """Only the rows of the batch that failed, and the batch is not made smaller: scores depend on its size."""
+    forward, calls = scorer._predictor._model.forward, []
+
+    def failing(*args, **kwargs):
+        calls.append(len(args[0]) if args else len(kwargs["pixel_values"]))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(scorer._predictor._model, "forward", failing)
+    summary = scorer(files).to_pylist()[0]
+    assert set(calls) == {16}
+    rows = rows_of(plan)
+    failed = rows.filter(pa.compute.equal(rows["error"], "model_failed"))
+    assert 0 < failed.num_rows <= 16
+    assert summary["scored"] + summary["failed"] == 40
+    assert all("--batch-size 8" in message for message in failed["message"].to_pylist())
+    assert failed["p_ai"].null_count == failed["label"].null_count == failed.num_rows
+
+
+def test_a_score_that_is_no_number_is_model_failed(plan, files, scorer, monkeypatch):
+    monkeypatch.setattr(scorer._predictor, "predict", lambda count: np.full(count, np.nan, dtype=np.float32))
+    assert scorer(files).to_pylist()[0]["scored"] == 0
+    assert "model_failed" in set(rows_of(plan)["error"].to_pylist())
+
+
+def test_a_retried_block_writes_the_same_part(plan, files, scorer):
+    first, second = (scorer(files).to_pylist()[0]["part"] for _ in range(2))
+    assert first == second
+    assert plan.store.names(f"parts/{plan.fingerprint}") == [first.rpartition("/")[2]]
+    assert scorer(files.slice(0, 10)).to_pylist()[0]["part"] != first
+
+
+def test_being_asked_to_stop_commits_what_is_finished(plan, files):
+    scorer = stages.BlockScorer(plan, should_stop=lambda: True)
+    summary = scorer(files).to_pylist()[0]
+    scorer.close()
+    assert summary["rows"] == 16
+    assert ledger.pending_rows(files, rows_of(plan)).tolist() == list(range(16, 40))
+
+
+def test_a_block_that_ends_its_workers_is_cut_down_to_the_row(plan, files):
+    """Without any process: every hand-out of a block with the poison row in it counts as a death."""
+    poison = files["filename"][13].as_py()
+    pool = _Pool.__new__(_Pool)
+    pool._plan, pool._todo, pool._on_rows, deaths = (
+        plan,
+        __import__("collections").deque([_Block(files=files)]),
+        lambda _rows: None,
+        0,
+    )
+    survivors = []
+    while pool._todo:
+        block = pool._todo.popleft()
+        if poison in block.files["filename"].to_pylist():
+            deaths += 1
+            pool._requeue(block)
+        else:
+            survivors += block.files["filename"].to_pylist()
+    assert sorted(survivors) == sorted(set(files["filename"].to_pylist()) - {poison})
+    rows = pq.read_table(plan.store.open(f"parts/{plan.fingerprint}/{plan.store.names(f'parts/{plan.fingerprint}')[0]}"))
+    assert rows["filename"].to_pylist() == [poison]
+    assert rows["error"].to_pylist() == ["model_failed"]
+    assert deaths <= 14
