@@ -28,6 +28,9 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_TOO_MANY_ERRORS, EXIT_LOCKED, EXIT_STOP
 
 def parse_flags(flags_type: type[Flags], job: str, argv: list[str] | None = None) -> Flags:
     """Turn a command line into a frozen dataclass; a wrong one is one clear line on stderr and exit code 2."""
+    repeated = _repeated_flag(sys.argv[1:] if argv is None else argv)
+    if repeated:
+        _refuse(job, f"{repeated} is given twice: name all its values after one {repeated}")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -35,8 +38,19 @@ def parse_flags(flags_type: type[Flags], job: str, argv: list[str] | None = None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        print(f"error: {_one_line(errors.getvalue())}; see python -m jobs.{job} --help", file=sys.stderr)
-        raise SystemExit(EXIT_USAGE) from None
+        _refuse(job, f"{_one_line(errors.getvalue())}; see python -m jobs.{job} --help")
+
+
+def _repeated_flag(argv: list[str]) -> str | None:
+    """A flag that stands twice: the parser would silently keep the last one, and its pictures would be lost."""
+    flags = [part.partition("=")[0].replace("_", "-") for part in argv if re.match(r"--[a-z]", part)]
+    return next((flag for flag in flags if flags.count(flag) > 1), None)
+
+
+def _refuse(job: str, message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    print(json.dumps({"job": job, "status": "wrong_use", "out": None, "error": message, "seconds": 0.0}), flush=True)
+    raise SystemExit(EXIT_USAGE) from None
 
 
 def _one_line(text: str) -> str:

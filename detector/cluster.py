@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -37,6 +38,7 @@ _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side writes warnings about every actor pool to stderr
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_KNOCK_S = 5.0
 _LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -110,6 +112,7 @@ def _init(address: str | None, num_cpus: int | None) -> None:
         except Exception as error:
             raise JobError(f"a local Ray could not be started: {_first_line(error)}") from error
         return
+    _knock(address)
     try:
         ray.init(address=address, **options)
     except Exception as error:
@@ -179,6 +182,21 @@ def _without_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
+
+
+def _knock(address: str) -> None:
+    """Try the port first: ray.init waits for minutes, without a word, for a cluster that is not there.
+
+    Raises:
+        UsageError: nobody answers.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like: Ray knows where to look
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except OSError as error:
+        raise UsageError(f"no Ray cluster answers at {address} ({error}): check --ray-address or RAY_ADDRESS") from None
 
 
 def usable_cpus() -> int:

@@ -13,6 +13,7 @@ from detector import runs
 from detector.cluster import connect
 from detector.errors import UsageError
 from detector.progress import log
+from detector.uris import is_uri, local_path, shown
 
 MARKER = ".demo"
 _SPLITS = {"train": 800, "test": 200}
@@ -55,6 +56,9 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 
 def _fresh_folder(out: str) -> str:
     """An empty output; an earlier demo's own folders are replaced, anything else is left alone."""
+    if is_uri(out):
+        raise UsageError(f"--out {shown(out)}: the demo needs a local folder")
+    out = local_path(out)
     if os.path.isdir(out) and os.listdir(out) and not os.path.exists(os.path.join(out, MARKER)):
         raise UsageError(f"--out {out} is not empty and no earlier demo's: give a new folder")
     try:

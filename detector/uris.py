@@ -42,9 +42,12 @@ def without_credentials(uri: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}"
 
 
-def shown(path: str) -> str:
-    """A path as it may be shown: a URI without its credentials, anything else as it is."""
-    return without_credentials(path) if is_uri(path) else path
+def shown(text: str) -> str:
+    """A path, or a command-line argument with one in it, as it may be shown: a URI without its credentials."""
+    match = re.search(r"[A-Za-z][A-Za-z0-9+.\-]+://.+", text, re.DOTALL)
+    if match is None or not is_uri(match[0]):
+        return text
+    return text[: match.start()] + without_credentials(match[0])
 
 
 def filesystem(uri: str) -> tuple[Any, str]:

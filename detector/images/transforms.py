@@ -45,6 +45,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# A strip of 60,000 × 1 pixels, 254 bytes as PNG, would become 15,360,000 × 256 where the aspect is kept.
+_MAX_RESIZED_PIXELS = 64_000_000
+
+
+class ShapeError(ValueError):
+    """A picture of a shape that this checkpoint's preprocessing cannot take."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTransform:
     """From RGB pixels of any size to one model input.
@@ -120,12 +128,19 @@ class EvaluationTransform:
         """Resize and crop one picture: uint8 [H, W, 3] → torch.uint8 [3, h, w], (h, w) = ``input_size``.
 
         torch's antialiased interpolation on uint8 gives torchvision v2's result bit for bit.
+
+        Raises:
+            ShapeError: the picture is so much longer than wide that resizing its short side would take gigabytes.
         """
         import torch
         from torch.nn import functional
 
         picture = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
         height, width = self._target(picture.shape[-2], picture.shape[-1])
+        if height * width > _MAX_RESIZED_PIXELS:
+            raise ShapeError(
+                f"{picture.shape[-1]} × {picture.shape[-2]} pixels would become {width} × {height} before the crop: too long"
+            )
         if (height, width) != tuple(picture.shape[-2:]):
             smooth = self.resample in {"bilinear", "bicubic"}
             options = {"antialias": True, "align_corners": False} if smooth else {}

@@ -69,7 +69,7 @@ def inspect_checkpoint(model: str, *, ai_class: str | None = None) -> Checkpoint
     for file in weights:
         _check_safetensors(os.path.join(folder, file))
     identity = runs.digest({
-        "weights": {file: _sha256(os.path.join(folder, file)) for file in weights},
+        "weights": {file: sha256_of(os.path.join(folder, file)) for file in weights},
         "config": {k: v for k, v in config.items() if k not in _PROVENANCE},
         "transform": transform.to_dict(),
         "ai_index": label_map.ai_index,
@@ -224,7 +224,12 @@ def _check_safetensors(path: str) -> None:
         raise UsageError(f"{path} is no readable safetensors file ({_first_line(error)}): copy the checkpoint again") from None
 
 
-def _sha256(path: str) -> str:
+def sha256_of(path: str) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

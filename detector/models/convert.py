@@ -4,6 +4,7 @@ A ``.bin`` checkpoint is a pickle. It is read with ``weights_only=True``, which 
 process of its own under a memory and a time limit: a damaged or hostile file then costs that process, not the job.
 """
 
+import json
 import os
 import resource
 import shutil
@@ -11,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 
+from detector import runs
 from detector.errors import UsageError
-from detector.models.checkpoint import CONFIG, PREPROCESSOR, WEIGHTS, find_folder, read_json
+from detector.models.checkpoint import CONFIG, PREPROCESSOR, WEIGHTS, find_folder, read_json, sha256_of
 from detector.progress import log
 
-PICKLE = "pytorch_model.bin"
+PICKLE, ORIGIN = "pytorch_model.bin", "converted_from.json"
 _TIMEOUT_S = 600
 # What the child may take above its idle size: the file's tensors twice (as read, as made contiguous), and some air.
 _SPARE_BYTES = 2**30
@@ -32,10 +34,12 @@ def convert_weights(model: str, folder: str) -> str:
         raise UsageError(f"--model {model} has {WEIGHTS} already: leave --convert-weights out")
     if not os.path.isfile(os.path.join(source, PICKLE)):
         raise UsageError(f"--model {model} has no {PICKLE}: there is nothing to convert")
+    origin = {"sha256": sha256_of(os.path.join(source, PICKLE)), "config": runs.digest(read_json(os.path.join(source, CONFIG)))}
     if os.path.exists(os.path.join(folder, WEIGHTS)):
-        log(f"convert: {folder} holds converted weights already")
+        if not os.path.exists(os.path.join(folder, ORIGIN)) or read_json(os.path.join(folder, ORIGIN)) != origin:
+            raise UsageError(f"--convert-weights {folder} holds another checkpoint: give an empty folder")
+        log(f"convert: {folder} holds the converted weights already")
         return folder
-    read_json(os.path.join(source, CONFIG))
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".convert-") as work:
@@ -43,6 +47,8 @@ def convert_weights(model: str, folder: str) -> str:
             for name in (CONFIG, PREPROCESSOR):
                 if os.path.exists(os.path.join(source, name)):
                     shutil.copyfile(os.path.join(source, name), os.path.join(folder, name))
+            with open(os.path.join(folder, ORIGIN), "w", encoding="utf-8") as file:
+                json.dump(origin, file)
             os.replace(os.path.join(work, WEIGHTS), os.path.join(folder, WEIGHTS))
     except OSError as error:
         raise UsageError(f"--convert-weights {folder} cannot be written: {error.strerror or error}") from None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from detector.errors import UsageError
 from detector.images.names import has_magic
 from detector.scoring.config import ScoreConfig
-from detector.uris import is_uri, local_path
+from detector.uris import is_uri, local_path, shown
 
 _TABLE = "collection"
 
@@ -39,7 +39,7 @@ def read_collections(path: str) -> tuple[Collection, ...]:
     base = os.path.dirname(os.path.abspath(path))
     collections = tuple(_collection(table, base, f"{path}: collection {at}") for at, table in enumerate(tables, start=1))
     _refuse_twins(path, "name", [(item.name, item.name) for item in collections])
-    _refuse_twins(path, "out", [(_identity(item.config.out), item.config.out) for item in collections])
+    _refuse_twins(path, "out", [(_identity(item.config.out), shown(item.config.out)) for item in collections])
     return collections
 
 
@@ -81,6 +81,7 @@ def _collection(table: dict[str, Any], base: str, where: str) -> Collection:
         images=tuple(_images_path(image, base) for image in config.images),
         model=_model_path(config.model, base),
         out=_joined(config.out, base),
+        convert_weights=_joined(config.convert_weights, base) if config.convert_weights else None,
     )
     try:
         config.check()
@@ -148,7 +149,7 @@ def _identity(out: str) -> str:
 
 def _refuse_twins(path: str, key: str, values: list[tuple[str, str]]) -> None:
     seen: set[str] = set()
-    for identity, shown in values:
+    for identity, name in values:
         if identity in seen:
-            raise UsageError(f"{path}: two collections have the {key} {shown!r}; each needs its own")
+            raise UsageError(f"{path}: two collections have the {key} {name!r}; each needs its own")
         seen.add(identity)

@@ -28,6 +28,7 @@ from detector.reprocessing.history import Ticket
 from detector.scoring import score as scoring
 from detector.scoring.publish import PARQUET
 from detector.storage import Store, is_uri, local_path, open_store
+from detector.uris import shown
 
 LOCK, KEPT_FOLDER = ".reprocess.lock", ".reprocess"
 PREVIOUS = f"{KEPT_FOLDER}/previous.parquet"
@@ -64,8 +65,9 @@ def reprocess(config: str, *, slot: str | None = None) -> dict[str, Any]:
 
 def _guarded(collection: Collection, ticket: Ticket) -> dict[str, Any]:
     """One collection's entry in the summary; its failure becomes an exit code and a line on stderr."""
-    log(f"collection {collection.name}: {collection.config.out}")
-    entry: dict[str, Any] = {"name": collection.name, "out": collection.config.out}
+    out = shown(collection.config.out)
+    log(f"collection {collection.name}: {out}")
+    entry: dict[str, Any] = {"name": collection.name, "out": out}
     try:
         return {**entry, "exit_code": EXIT_DONE, **_update(collection, ticket)}
     except (UsageError, LockedError, JobError, OSError, MemoryError) as error:

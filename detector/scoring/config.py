@@ -1,5 +1,6 @@
 """What a scoring job can be told: the flags of jobs.score, and the keys of a collection in jobs.reprocess."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +61,9 @@ class ScoreConfig:
         for flag, value in (("--scorers", self.scorers), ("--limit", self.limit), ("--batch-size", self.batch_size)):
             if value is not None and value < 1:
                 raise UsageError(f"{flag} must be at least 1")
+        for flag, number in (("--timeout-s", self.timeout_s), ("--gpus-per-scorer", self.gpus_per_scorer or 0)):
+            if not math.isfinite(number):
+                raise UsageError(f"{flag} must be a finite number")
         if not 0 <= self.max_error_rate <= 1:
             raise UsageError("--max-error-rate must be between 0 and 1")
         if self.gpus_per_scorer is not None and self.gpus_per_scorer < 0:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from detector.cluster import usable_cpus
 from detector.errors import JobError, UsageError
+from detector.models.devices import num_local_gpus
 from detector.progress import log
 from detector.scoring.rows import MODEL_FAILED
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _STOP_WAIT_S = 8.0  # SIGTERM promises an exit within 10 s
 _MAX_DEATHS = 2
+# One process per core with one thread each: processes that each take all cores slow each other four times.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(kw_only=True)
@@ -53,7 +56,8 @@ def score_blocks(
         StopRequested: SIGTERM; the workers have committed what they had finished.
     """
     todo = deque(_Block(files=block) for block in blocks)
-    pool = _Pool(plan, count=min(num_workers or usable_cpus(), len(todo)), todo=todo, on_rows=on_rows)
+    most = num_workers or (max(1, num_local_gpus()) if plan.settings.is_cuda else usable_cpus())
+    pool = _Pool(plan, count=min(most, len(todo)), todo=todo, on_rows=on_rows)
     try:
         pool.run()
     finally:
@@ -64,7 +68,7 @@ class _Pool:
     def __init__(self, plan: "ScorePlan", *, count: int, todo: deque[_Block], on_rows: Callable[[int], None]) -> None:
         self._plan, self._todo, self._on_rows = plan, todo, on_rows
         self._context = multiprocessing.get_context("spawn")
-        self._failed_starts = 0
+        self._failed_starts = self._num_started = 0
         self._workers = [self._start() for _ in range(count)]
 
     def run(self) -> None:
@@ -81,10 +85,16 @@ class _Pool:
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_work, args=(self._plan, theirs, os.getpid()), daemon=True)
-        with _one_thread_each():
+        with _environment({**_ONE_THREAD, **self._gpu()}):
             process.start()
         theirs.close()
         return _Worker(process=process, pipe=ours)
+
+    def _gpu(self) -> dict[str, str]:
+        """The GPU of the next worker: each sees one, in turn."""
+        self._num_started += 1
+        gpus = num_local_gpus() if self._plan.settings.is_cuda else 0
+        return {"CUDA_VISIBLE_DEVICES": str((self._num_started - 1) % gpus)} if gpus > 1 else {}
 
     def _handle(self, worker: _Worker, message: tuple[str, Any]) -> None:
         kind, value = message
@@ -152,11 +162,10 @@ class _Pool:
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Set before the child imports numpy and torch: processes that each take all cores slow each other four times."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Set variables that a child must see before it imports numpy and torch."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
@@ -181,8 +190,9 @@ def _work(plan: "ScorePlan", pipe: connection.Connection, parent: int) -> None:
         while not should_stop():
             if not pipe.poll(0.5):
                 continue
-            scorer(pipe.recv())
-            pipe.send(("done", None))
+            files = pipe.recv()
+            if scorer(files)["rows"][0].as_py() == files.num_rows:  # asked to stop, it ends early: the rest is not done
+                pipe.send(("done", None))
         scorer.close()
     except UsageError as error:
         _tell(pipe, "usage", str(error))

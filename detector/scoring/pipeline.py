@@ -8,10 +8,12 @@ Resources are chosen so that the standing actors never need more CPUs than the c
 ever without a word.
 """
 
+import atexit
 import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -200,9 +202,10 @@ class _Shipped:
 
     def unpack(self) -> ScorePlan:
         """The plan on this node; the checkpoint's files are written to a folder of this process."""
-        if self._files is None or os.path.isdir(self._plan.checkpoint.path):
+        if self._files is None:
             return self._plan
-        folder = tempfile.mkdtemp(prefix="checkpoint-")
+        folder = tempfile.mkdtemp(prefix="checkpoint-")  # never a folder of this node: it may hold other weights
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         for name, data in ray.get(self._files).items():
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(data)

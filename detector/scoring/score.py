@@ -21,7 +21,7 @@ from detector import runs
 from detector.cli import EXIT_TOO_MANY_ERRORS
 from detector.cluster import Cluster, connect, wanted_address
 from detector.errors import LockedError, UsageError
-from detector.images.listing import Listing, list_images
+from detector.images.listing import Listing, list_images, raw_name
 from detector.images.pixels import DECODER_MODE, DecodeLimits
 from detector.models.checkpoint import Checkpoint, inspect_checkpoint
 from detector.models.devices import DeviceSettings, gpu_kind, local_device_kind, resolve_settings
@@ -30,7 +30,7 @@ from detector.scoring import ledger, publish
 from detector.scoring.config import ScoreConfig
 from detector.scoring.stages import ScorePlan
 from detector.storage import Store, open_store
-from detector.uris import local_path, shown
+from detector.uris import is_uri, local_path, shown
 
 LOCK = ".lock"
 _MAX_BLOCK_ROWS, _MIN_BLOCK_ROWS, _BLOCKS_WANTED = 4096, 32, 128
@@ -181,12 +181,13 @@ def _score_on(cluster: Cluster, plan: ScorePlan, blocks: list[pa.Table], config:
 def _check_cluster(run: _Run, cluster: Cluster) -> None:
     from detector.scoring import pipeline
 
-    probe = f".probe-{run.run}"
+    roots = [os.fsdecode(raw_name(path)) for _name, path in run.listing.roots if not is_uri(path)]
     if not run.store.is_local:
+        pipeline.check_shared(roots, cluster=cluster)
         return
+    probe = f".probe-{run.run}"
     run.store.write(probe, lambda sink: sink.write(b"probe"))
     try:
-        roots = [path for _name, path in run.listing.roots if "://" not in path]
         pipeline.check_shared([os.path.join(run.store.root, probe), *roots], cluster=cluster)
     finally:
         run.store.remove(probe)

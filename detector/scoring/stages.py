@@ -5,7 +5,7 @@ A listing's rows go in; one committed part and a one-row summary come out. Nothi
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from detector import runs
 from detector.images.decoding import Decoded, Decoder
 from detector.images.pixels import DecodeLimits
-from detector.images.transforms import EvaluationTransform
+from detector.images.transforms import EvaluationTransform, ShapeError
 from detector.labels import Label
 from detector.models.checkpoint import Checkpoint
 from detector.models.devices import DeviceSettings
@@ -56,7 +56,10 @@ def _decoded_table(block: pa.Table, decoded: Iterator[Decoded], transform: Evalu
     listed = zip(block["bytes"].to_pylist(), block["modified"].cast(pa.int64()).to_pylist(), strict=True)
     for row, (picture, (listed_bytes, listed_modified)) in enumerate(zip(decoded, listed, strict=True)):
         if picture.pixels is not None:
-            pixels[row] = transform.resize(picture.pixels).numpy().reshape(-1)
+            try:
+                pixels[row] = transform.resize(picture.pixels).numpy().reshape(-1)
+            except ShapeError as error:
+                picture = replace(picture, error="too_large", message=str(error), pixels=None)  # noqa: PLW2901
         found["bytes"].append(listed_bytes if picture.num_bytes is None else picture.num_bytes)
         found["modified"].append(listed_modified if picture.modified_ns is None else picture.modified_ns)
         for name in ("error", "message", "sha256", "width", "height", "format"):

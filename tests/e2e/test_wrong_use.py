@@ -54,6 +54,8 @@ def cases(good, tmp_path):
         "unknown flag": ({"--colour": "red"}, "--colour"),
         "unknown precision": ({"--precision": "fp8"}, "--precision"),
         "fp16 on a CPU": ({"--precision": "fp16", "--gpus-per-scorer": "0"}, "fp16"),
+        "time limit that is no number": ({"--timeout-s": "nan"}, "--timeout-s"),
+        "cluster that is not there": ({"--ray-address": "127.0.0.1:1"}, "127.0.0.1:1"),
         "class that is not there": ({"--ai-class": "nobody"}, "--ai-class"),
     }
 
@@ -71,6 +73,24 @@ def test_every_wrong_use_of_score(good, tmp_path):
         assert summary.get("status", "wrong_use") == "wrong_use"
         assert time.monotonic() - begun < 30, name
         assert not os.path.exists(good["--out"]), (name, "a wrong command left an output behind")
+
+
+def test_a_flag_given_twice_is_refused_and_not_half_used(good):
+    """The parser would keep the last one only: the first folder's pictures would be lost without a word."""
+    flags = [part for pair in good.items() for part in pair]
+    summary, done = run_score(*flags, "--images", good["--images"], check=2)
+    assert "--images is given twice" in done.stderr
+    assert summary["status"] == "wrong_use"
+
+
+def test_credentials_never_reach_the_outputs():
+    """A URI may carry keys: they are masked wherever a path or a command line is shown."""
+    from detector.uris import shown
+
+    for text in ("s3://KEY:SECRET@bucket/x?token=SECRET", "--out=s3://KEY:SECRET@b/x", "name=s3://KEY:SECRET@b/x y"):
+        assert "SECRET" not in shown(text)
+        assert "s3://b" in shown(text)
+    assert shown("--limit") == "--limit"
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -30,7 +30,7 @@ def test_the_copy_holds_the_same_tensors(pickled, tmp_path):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     load_model(inspect_checkpoint(folder))
-    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(os.listdir(folder)) == ["config.json", "converted_from.json", "model.safetensors", "preprocessor_config.json"]
 
 
 def test_a_hostile_pickle_does_nothing(pickled, tmp_path):
@@ -56,3 +56,10 @@ def test_a_hostile_pickle_does_nothing(pickled, tmp_path):
 def test_nothing_to_convert_is_said(tmp_path):
     with pytest.raises(UsageError, match="leave --convert-weights out"):
         convert_weights(save_swin(tmp_path / "model"), str(tmp_path / "converted"))
+
+
+def test_a_folder_with_another_checkpoint_is_not_taken_for_the_copy(pickled, tmp_path):
+    with pytest.raises(UsageError, match="holds another checkpoint"):
+        convert_weights(pickled, save_swin(tmp_path / "other", seed=4))
+    first = convert_weights(pickled, str(tmp_path / "converted"))
+    assert convert_weights(pickled, first) == first

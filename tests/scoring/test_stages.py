@@ -108,3 +108,22 @@ def test_a_block_that_ends_its_workers_is_cut_down_to_the_row(plan, files):
     assert rows["filename"].to_pylist() == [poison]
     assert rows["error"].to_pylist() == ["model_failed"]
     assert deaths <= 14
+
+
+def test_a_picture_that_preprocessing_cannot_take_is_one_error(plan, tmp_path, folder):
+    """A strip of 60,000 × 1 pixels is 254 bytes; keeping its aspect, a transform would allocate gigabytes for it."""
+    import dataclasses
+    import shutil
+
+    from PIL import Image
+
+    strip = tmp_path / "strips"
+    strip.mkdir()
+    Image.new("RGB", (60_000, 1)).save(strip / "strip.png")
+    shutil.copy(f"{folder}/0001-png", strip / "honest.png")
+    edge = dataclasses.replace(plan.checkpoint.transform, resize_to=None, shortest_edge=256, crop=(32, 32))
+    scorer = stages.BlockScorer(dataclasses.replace(plan, checkpoint=dataclasses.replace(plan.checkpoint, transform=edge)))
+    scorer(list_images([str(strip)]).files)
+    scorer.close()
+    errors = dict(zip(*(rows_of(plan)[name].to_pylist() for name in ("filename", "error")), strict=True))
+    assert errors == {"./strips/honest.png": None, "./strips/strip.png": "too_large"}
