@@ -1,4 +1,4 @@
-"""The handle on one decoder process: start it, send it a line, wait for a line, kill it."""
+"""The handle on one decoder process: start it, send it a request, wait for a reply, kill it."""
 
 import contextlib
 import dataclasses
@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+from detector.images.decoder_protocol import READY, Reply, frame_end, pack_request, unpack_reply
+from detector.images.fast import Sides
 from detector.images.pixels import DecodeLimits
 
 START_LIMIT_S = 60.0  # a cold start from a network file system, with every core busy
@@ -37,18 +38,22 @@ def new_slot() -> int:
 class ChildProcess:
     """One decoder process. ``ready`` once it said so; ``num_replies`` counts what it answered since."""
 
-    def __init__(self, slots: list[int], limits: DecodeLimits) -> None:
-        config = {"limits": dataclasses.asdict(limits), "slots": slots, "parent": os.getpid()}
+    def __init__(self, slots: list[int], limits: DecodeLimits, at_least: Sides | None = None) -> None:
+        config = {"limits": dataclasses.asdict(limits), "slots": slots, "parent": os.getpid(), "at_least": at_least}
         path = os.pathsep.join(filter(None, (_PACKAGE_ROOT, os.environ.get("PYTHONPATH"))))
         # One arena and one thread: each further one takes 64 MB of the address space that the limit counts.
         settings = {"PYTHONPATH": path, "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        # Nor what a scoring process keeps of its memory: here it would count against the pictures that follow.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         # -P: the working directory may be a folder of strangers' files; no module is to be found there.
         command = [sys.executable, "-P", "-W", "ignore", "-m", _MODULE, json.dumps(config)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=slots,
-            env=os.environ | settings, bufsize=0,
+            env=inherited | settings, bufsize=0,
         )  # fmt: skip
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._requests = self._process.stdin
         self._replies = self._process.stdout.fileno()
         self._poll = select.poll()
         self._poll.register(self._replies, select.POLLIN)
@@ -61,13 +66,14 @@ class ChildProcess:
         """Whether the process still runs."""
         return self._process.poll() is None
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, number: int, slot: int, size: int, path: bytes) -> None:
         """Write one request. A child that is gone is no error here: its replies have ended."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        try:
+            self._requests.write(pack_request(number, slot, size, path))
+        except BrokenPipeError:
+            return
 
-    def reply(self, *, clock: float, limit_s: float) -> dict[str, Any] | None:
+    def reply(self, *, clock: float, limit_s: float) -> Reply | None:
         """The next reply, or None if the child ended or talks nonsense.
 
         Args:
@@ -77,34 +83,32 @@ class ChildProcess:
         Raises:
             TimeoutError: no reply in time. The child still runs.
         """
-        while (line := self._line(deadline=self._deadline(clock, limit_s))) is not None:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                return None
-            if isinstance(message, dict) and message.get("ready"):
-                self.ready = True
-                clock = time.monotonic()
-                self._close_errors()
-                continue
-            self.num_replies += 1
-            return message if isinstance(message, dict) else None
-        return None
+        frame = self._frame(clock + limit_s if self.ready else self._started + START_LIMIT_S)
+        if frame == READY and not self.ready:
+            self.ready = True
+            self._close_errors()
+            frame = self._frame(time.monotonic() + limit_s)
+        if frame is None:
+            return None
+        self.num_replies += 1
+        return unpack_reply(frame)
 
-    def _deadline(self, clock: float, limit_s: float) -> float:
-        return clock + limit_s if self.ready else self._started + START_LIMIT_S
-
-    def _line(self, *, deadline: float) -> bytes | None:
-        while b"\n" not in self._buffer:
-            # Look at least once: the reply may lie there since long, while the caller was busy elsewhere.
-            if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise TimeoutError
-            data = os.read(self._replies, 65536)
-            if not data:
-                return None
-            self._buffer += data
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return line
+    def _frame(self, deadline: float) -> bytes | None:
+        data = self._buffer
+        try:
+            while not data or (end := frame_end(data)) is None:
+                # Look at least once: the reply may lie there since long, while the caller was busy elsewhere.
+                if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                    self._buffer = data
+                    raise TimeoutError
+                more = os.read(self._replies, 65536)
+                if not more:
+                    return None
+                data = data + more if data else more
+        except ValueError:
+            return None
+        self._buffer = data[end:]
+        return data[:end]
 
     def rang(self) -> bool:
         """Whether the child's own alarm ended it (the caller was away for longer than the limit)."""

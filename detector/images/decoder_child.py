@@ -1,8 +1,8 @@
 """The decoding child: reads paths from stdin, decodes into shared memory, answers on stdout.
 
 Started by :class:`detector.images.decoding.Decoder` as ``python -P -m detector.images.decoder_child CONFIG``; no command
-of its own. One JSON line per request and per reply, no pickle. It imports no torch: 25 MB and 0.1 s to start. Whatever
-a picture does to this process, the parent notices and starts another.
+of its own. :mod:`detector.images.decoder_protocol` holds what the two say to each other. It imports no torch: 25 MB and
+0.1 s to start. Whatever a picture does to this process, the parent notices and starts another.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ import numpy as np
 from PIL import AvifImagePlugin, Image
 
 from detector.images import formats
+from detector.images.decoder_protocol import READY, Reply, Request, pack_reply, unpack_request
+from detector.images.fast import Sides
 from detector.images.pixels import DecodeError, DecodeLimits, decode_into, too_many_bytes
 
 ORPHAN_CHECK_S = 2.0
@@ -99,8 +101,8 @@ class Slot:
             self._map.madvise(mmap.MADV_REMOVE, SLOT_KEEP, len(self._map) - SLOT_KEEP)
 
 
-def read_file(path: bytes, limits: DecodeLimits, reply: dict[str, Any]) -> bytes:
-    """The bytes of a regular file; its size and modification time go into ``reply`` as soon as they are known.
+def read_file(path: bytes, limits: DecodeLimits, facts: dict[str, Any]) -> bytes:
+    """The bytes of a regular file; its size and modification time go into ``facts`` as soon as they are known.
 
     Raises:
         DecodeError: ``vanished``, ``unreadable`` (also: no regular file, or changed while it was read), ``too_large``.
@@ -111,7 +113,7 @@ def read_file(path: bytes, limits: DecodeLimits, reply: dict[str, Any]) -> bytes
         try:
             before = os.fstat(descriptor)
             _require_regular(before)
-            reply.update(bytes=before.st_size, modified_ns=before.st_mtime_ns)
+            facts.update(num_bytes=before.st_size, modified_ns=before.st_mtime_ns)
             if before.st_size > limits.max_bytes:
                 raise too_many_bytes(before.st_size, limits)
             data = _read_all(descriptor, before.st_size + 1)
@@ -142,24 +144,23 @@ def _read_all(descriptor: int, most: int) -> bytes:
     return parts[0] if len(parts) <= 2 and not data else b"".join(parts)
 
 
-def answer(request: dict[str, Any], slots: list[Slot], limits: DecodeLimits) -> dict[str, Any]:
+def answer(request: Request, slots: list[Slot], limits: DecodeLimits, at_least: Sides | None) -> Reply:
     """Decode one request into its slot; every outcome is a reply."""
-    reply: dict[str, Any] = {"id": request["id"], "error": None, "message": None}
-    slot, data = slots[request["slot"]], b""
+    facts: dict[str, Any] = {"num_bytes": 0, "modified_ns": 0} if request.size >= 0 else {}  # the parent knows a remote file's
+    slot, data = slots[request.slot], b""
     try:
-        if request["path"] is None:
-            data = slot.read(request["size"])
-        else:
-            data = read_file(request["path"].encode("latin-1"), limits, reply)
-        reply["sha256"] = hashlib.sha256(data).hexdigest()
-        picture = decode_into(data, limits, slot.allocate)
-        reply.update(width=picture.width, height=picture.height, format=picture.format)
+        data = slot.read(request.size) if request.size >= 0 else read_file(request.path, limits, facts)
+        facts["sha256"] = hashlib.sha256(data).hexdigest()
+        picture = decode_into(data, limits, slot.allocate, at_least)
     except DecodeError as error:
         error = _or_too_large(error, data, limits)
-        reply.update(error=error.code, message=error.message)
+        return Reply(request.number, error.code, error.message, **facts)
     except MemoryError:
-        reply.update(error="out_of_memory", message="reading needs more memory than the limit allows")
-    return reply
+        return Reply(request.number, "out_of_memory", "reading needs more memory than the limit allows", **facts)
+    rows, columns, _ = picture.pixels.shape
+    return Reply(
+        request.number, width=picture.width, height=picture.height, format=picture.format, shape=(rows, columns), **facts
+    )
 
 
 def _or_too_large(error: DecodeError, data: bytes, limits: DecodeLimits) -> DecodeError:
@@ -174,15 +175,15 @@ def _or_too_large(error: DecodeError, data: bytes, limits: DecodeLimits) -> Deco
 
 
 class Requests:
-    """The lines of stdin; ends at EOF, or when the parent is gone though another process still holds its end open."""
+    """What comes on stdin; ends at EOF, or when the parent is gone though another process still holds its end open."""
 
     def __init__(self, parent: int) -> None:
         self._parent, self._buffer, self._poll = parent, b"", select.poll()
         self._poll.register(0, select.POLLIN)
 
-    def next(self) -> dict[str, Any] | None:
+    def next(self) -> Request | None:
         """The next request, or None when the child should end."""
-        while b"\n" not in self._buffer:
+        while (found := unpack_request(self._buffer)) is None:
             if not self._poll.poll(ORPHAN_CHECK_S * 1000):
                 if os.getppid() != self._parent:
                     return None
@@ -191,8 +192,8 @@ class Requests:
             if not data:
                 return None
             self._buffer += data
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return json.loads(line)
+        request, self._buffer = found
+        return request
 
 
 def _quiet() -> int:
@@ -216,14 +217,15 @@ def main(config: dict[str, Any]) -> None:
     Image.MAX_IMAGE_PIXELS = limits.max_pixels // 2  # Pillow refuses at twice this, frame by frame
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each thread would take address space; one picture, one core
     slots = [Slot(descriptor, limit) for descriptor in config["slots"]]
+    at_least = tuple(config["at_least"]) if config["at_least"] else None
     requests, replies = Requests(config["parent"]), _quiet()
     with contextlib.suppress(BrokenPipeError):
-        os.write(replies, b'{"ready": true}\n')
+        os.write(replies, READY)
         while (request := requests.next()) is not None:
             signal.setitimer(signal.ITIMER_REAL, limits.timeout_s + ALARM_GRACE_S)
-            reply = answer(request, slots, limits)
+            reply = answer(request, slots, limits, at_least)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            os.write(replies, json.dumps(reply).encode() + b"\n")
+            os.write(replies, pack_reply(reply))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from detector.errors import JobError
 from detector.images.child_process import ChildProcess, new_slot
+from detector.images.decoder_protocol import Reply
+from detector.images.fast import Sides
 from detector.images.pixels import DecodeLimits
 from detector.images.remote import Fetched, read_ahead
 
@@ -27,13 +29,13 @@ _CHILD_IS_LOST = {"timeout", "decoder_crashed"}
 _MAX_TRIES = 2  # a picture whose child died or ran out of memory is tried once more, on a fresh child
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
     """What became of one file: ``error`` is None and ``pixels`` is set, or ``error`` is a code of the contract's list.
 
     ``pixels`` is uint8 [height, width, 3], RGB, orientation applied: a view into shared memory that is valid only until
-    the next item is drawn. ``num_bytes``, ``modified_ns`` and ``sha256`` are of the bytes that were decoded, as far as
-    they were read.
+    the next item is drawn. Where it was decoded at a smaller scale, ``width`` and ``height`` are still those of the file.
+    ``num_bytes``, ``modified_ns`` and ``sha256`` are of the bytes that were decoded, as far as they were read.
     """
 
     error: str | None = None
@@ -47,8 +49,8 @@ class Decoded:
     pixels: np.ndarray | None = None
 
 
-@dataclass(kw_only=True)
-class _Request:
+@dataclass(kw_only=True, slots=True)
+class _Awaited:
     """One file on its way: in the child, or queued before it."""
 
     number: int
@@ -63,11 +65,14 @@ class _Slot:
 
     def __init__(self) -> None:
         self.descriptor = new_slot()
-        self._map: mmap.mmap | None = None
+        self._bytes = np.empty(0, np.uint8)
 
     def view(self, height: int, width: int) -> np.ndarray:
         """uint8 [height, width, 3]. Raises ValueError if the slot does not hold so much."""
-        return np.frombuffer(self._mapped(height * width * 3), np.uint8, height * width * 3).reshape(height, width, 3)
+        size = height * width * 3
+        if size > len(self._bytes) or size < 1:
+            self._bytes = self._mapped(size)
+        return self._bytes[:size].reshape(height, width, 3)
 
     def write(self, data: bytes) -> None:
         """Put a remote file's bytes where the child reads them."""
@@ -77,32 +82,33 @@ class _Slot:
         while position < len(view):
             position += os.pwrite(self.descriptor, view[position:], position)
 
-    def _mapped(self, size: int) -> mmap.mmap:
-        if self._map is None or len(self._map) < size:
-            capacity = os.fstat(self.descriptor).st_size
-            if capacity < size or size < 1:
-                raise ValueError(f"a slot of {capacity} bytes cannot hold {size}")
-            self._map = mmap.mmap(self.descriptor, capacity)  # views of the old mapping keep it alive
-        return self._map
+    def _mapped(self, size: int) -> np.ndarray:
+        capacity = os.fstat(self.descriptor).st_size
+        if capacity < size or size < 1:
+            raise ValueError(f"a slot of {capacity} bytes cannot hold {size}")
+        return np.frombuffer(mmap.mmap(self.descriptor, capacity), np.uint8)  # views keep the mapping alive
 
     def close(self) -> None:
         """Give the descriptor back; the memory goes with the last view."""
         os.close(self.descriptor)
-        self._map = None
+        self._bytes = np.empty(0, np.uint8)
 
 
 class Decoder:
     """A standing decoder process and the two slots that it shares with this one. One thread at a time.
 
+    ``at_least``: height and width that large JPEGs keep when they are decoded at a smaller scale (see
+    :func:`detector.images.pixels.decode_bytes`); None decodes everything in full.
+
     Raises (from ``decode``):
         JobError: the child does not start at all.
     """
 
-    def __init__(self, limits: DecodeLimits | None = None) -> None:
-        self._limits = limits or DecodeLimits()
+    def __init__(self, limits: DecodeLimits | None = None, *, at_least: Sides | None = None) -> None:
+        self._limits, self._at_least = limits or DecodeLimits(), at_least
         self._slots = [_Slot(), _Slot()]
         self._child: ChildProcess | None = None
-        self._window: deque[_Request] = deque()
+        self._window: deque[_Awaited] = deque()
         self._number = 0
         self._active = 0  # number of the decode() call that owns the window
         self._clock = 0.0  # when the child began on the head of the window, as far as it shows
@@ -153,22 +159,20 @@ class Decoder:
             raise RuntimeError("this Decoder is closed")
         if self._child is None or not (self._window or self._child.alive()):
             self._restart()  # it died while it had nothing to do: no picture's fault
-        request = _Request(number=self._number, slot=self._number % len(self._slots), path=path, fetched=fetched)
+        request = _Awaited(number=self._number, slot=self._number % len(self._slots), path=path, fetched=fetched)
         self._number += 1
         self._window.append(request)
         if len(self._window) == 1:
             self._clock = time.monotonic()
         self._submit(request)
 
-    def _submit(self, request: _Request) -> None:
+    def _submit(self, awaited: _Awaited) -> None:
         assert self._child is not None
-        message: dict[str, Any] = {"id": request.number, "slot": request.slot, "path": None}
-        if request.fetched is None:
-            message["path"] = request.path.decode("latin-1")
-        else:
-            self._slots[request.slot].write(request.fetched.data)
-            message["size"] = len(request.fetched.data)
-        self._child.send(message)  # a dead child shows as the end of its replies
+        size, path = -1, awaited.path
+        if awaited.fetched is not None:
+            size, path = len(awaited.fetched.data), b""
+            self._slots[awaited.slot].write(awaited.fetched.data)
+        self._child.send(awaited.number, awaited.slot, size, path)  # a dead child shows as the end of its replies
 
     def _receive(self, mine: int) -> Decoded:
         """The outcome of the head of the window."""
@@ -183,7 +187,7 @@ class Decoder:
             self._restart()  # at once: it starts while the caller handles this row
         return outcome
 
-    def _outcome(self, head: _Request) -> Decoded | None:
+    def _outcome(self, head: _Awaited) -> Decoded | None:
         """Wait for the child; None if the head is to be tried again on a fresh one."""
         assert self._child is not None
         try:
@@ -207,7 +211,7 @@ class Decoder:
     def _timed_out(self) -> Decoded:
         return Decoded(error="timeout", message=f"not decoded within {self._limits.timeout_s:g} s")
 
-    def _died(self, head: _Request) -> Decoded | None:
+    def _died(self, head: _Awaited) -> Decoded | None:
         """The child is gone, or answers nonsense."""
         assert self._child is not None
         self._child.kill()
@@ -218,7 +222,7 @@ class Decoder:
         return Decoded(error="decoder_crashed", message=f"the decoder process died of it ({self._child.end()})")
 
     @staticmethod
-    def _again(head: _Request) -> bool:
+    def _again(head: _Awaited) -> bool:
         head.tries += 1
         return head.tries < _MAX_TRIES
 
@@ -231,27 +235,26 @@ class Decoder:
             self._abandon()
             raise JobError(f"the decoder process does not start: {reason}")
 
-    def _read(self, head: _Request, reply: dict[str, Any]) -> Decoded | None:
+    def _read(self, head: _Awaited, reply: Reply) -> Decoded | None:
         """Check a reply before it is believed; None if it makes no sense."""
-        try:
-            if reply["id"] != head.number:
-                return None
-            width, height = reply.get("width"), reply.get("height")
-            pixels = None if reply["error"] else self._slots[head.slot].view(int(height), int(width))  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError, OSError):
+        if reply.number != head.number:
             return None
-        size, modified = reply.get("bytes"), reply.get("modified_ns")
+        try:
+            pixels = None if reply.error else self._slots[head.slot].view(*reply.shape)
+        except (ValueError, OSError):
+            return None
+        size, modified = reply.num_bytes, reply.modified_ns
         if head.fetched is not None:
             size, modified = len(head.fetched.data), head.fetched.modified_ns
         return Decoded(
-            error=reply["error"], message=reply["message"], sha256=reply.get("sha256"), num_bytes=size,
-            modified_ns=modified, width=width, height=height, format=reply.get("format"), pixels=pixels,
+            error=reply.error, message=reply.message, sha256=reply.sha256, num_bytes=size,
+            modified_ns=modified, width=reply.width, height=reply.height, format=reply.format, pixels=pixels,
         )  # fmt: skip
 
     def _restart(self) -> None:
         """A fresh child that has every request of the window before it."""
         self._stop()
-        self._child = ChildProcess([slot.descriptor for slot in self._slots], self._limits)
+        self._child = ChildProcess([slot.descriptor for slot in self._slots], self._limits, self._at_least)
         self._clock = time.monotonic()
         for request in self._window:
             self._submit(request)

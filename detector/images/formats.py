@@ -1,7 +1,8 @@
 """What kind of file this is, by its first bytes: which formats are decoded, which are known but refused, where one ends.
 
 Nothing here decodes. The walks over segments, chunks and boxes exist to name a failure rightly (``truncated`` or
-``corrupt``) and to refuse a JPEG with absurdly many scans before any decoder sees it.
+``corrupt``), to refuse a JPEG with absurdly many scans before any decoder sees it, and to tell a plain picture, which any
+decoder reads alike, from one that Pillow must judge.
 """
 
 import re
@@ -65,7 +66,14 @@ _TGA_FOOTER = b"TRUEVISION-XFILE"
 _ISPE = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
 
 _JPEG_SOS, _JPEG_EOI = 0xDA, 0xD9
+_JPEG_SEQUENTIAL = {0xC0, 0xC1}
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # in entropy-coded data FF00 and RSTn are no markers
+
+# Channels of the PNG colour types that need no palette; and the text that tools write behind the picture.
+_PNG_CHANNELS = {0: 1, 2: 3, 6: 4}
+_PNG_HARMLESS_TEXT = (b"date:", b"Software\0", b"Comment\0")
+_PNG_MOST_CHUNKS = 20_000  # 160 MB in the usual chunks of 8 KB
+_WEBP_ALPHA_OR_ANIMATION = 0x12
 
 
 def allowed_format(data: bytes) -> str | None:
@@ -111,9 +119,12 @@ def _brands(data: bytes) -> bytes:
 def count_jpeg_scans(data: bytes, *, enough: int) -> int:
     """Number of scans (SOS markers) of the first picture in a JPEG file; stops counting above ``enough``.
 
-    A plain byte count comes first: it can only be too high (an embedded thumbnail, a video after the picture), and it
-    settles nearly every honest file at memory speed.
+    The header settles most files: where the first scan of a sequential JPEG holds every component, decoders read no
+    second one (libjpeg refuses it). For the others a plain byte count comes first, which can only be too high (an
+    embedded thumbnail, a video after the picture).
     """
+    if _is_one_scan(data):
+        return 1
     plain = data.count(b"\xff\xda")
     if plain <= enough:
         return plain
@@ -126,6 +137,57 @@ def count_jpeg_scans(data: bytes, *, enough: int) -> int:
         scans += data[position - 1] == _JPEG_SOS
         position += max(int.from_bytes(data[position : position + 2], "big"), 2)
     return scans
+
+
+def _is_one_scan(data: bytes) -> bool:
+    """Whether the header says: sequential, and all components in the first scan (ITU-T T.81, B.2.2 and B.2.3)."""
+    position, components = 2, 0
+    while (marker := _JPEG_MARKER.search(data, position)) is not None:
+        position = marker.end()
+        kind = data[position - 1]
+        if kind == _JPEG_SOS:
+            return 0 < components == int.from_bytes(data[position + 2 : position + 3], "big")
+        if kind in _JPEG_SEQUENTIAL and not components:
+            components = int.from_bytes(data[position + 7 : position + 8], "big")
+        elif 0xC0 <= kind <= 0xCF and kind not in {0xC4, 0xC8, 0xCC}:
+            return False  # another kind of frame, or a second one
+        elif kind == _JPEG_EOI:
+            return False
+        position += max(int.from_bytes(data[position : position + 2], "big"), 2)
+    return False
+
+
+def plain_png_channels(data: bytes) -> int:
+    """1, 3 or 4 (grey, RGB, RGB with alpha) for a PNG that every decoder reads alike; 0 where Pillow must judge.
+
+    Plain is: 8 bit, not interlaced, no palette, no key colour, one frame, its data in one run, whole to its end, and behind
+    the data nothing that Pillow would take for an orientation.
+    """
+    if len(data) < 33 or data[12:16] != b"IHDR" or data[24] != 8 or data[28] != 0:
+        return 0
+    position, kind, runs = 8, b"", 0
+    for _ in range(_PNG_MOST_CHUNKS):
+        if position + 12 > len(data):
+            return 0
+        before, kind = kind, data[position + 4 : position + 8]
+        runs += kind == b"IDAT" != before
+        if kind in {b"tRNS", b"acTL", b"fcTL", b"fdAT"} or (runs and not _follows_png_data(kind, data, position + 8)):
+            return 0
+        if kind == b"IEND":
+            return _PNG_CHANNELS.get(data[25], 0) if runs == 1 else 0
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return 0
+
+
+def _follows_png_data(kind: bytes, data: bytes, start: int) -> bool:
+    return kind in {b"IDAT", b"IEND", b"tIME"} or (kind == b"tEXt" and data.startswith(_PNG_HARMLESS_TEXT, start))
+
+
+def is_plain_webp(data: bytes) -> bool:
+    """Whether a WebP is one opaque frame that fills its canvas, which every decoder reads alike (RFC 9649, 2.5 to 2.7)."""
+    if data[12:16] == b"VP8X":
+        return len(data) > 20 and not data[20] & _WEBP_ALPHA_OR_ANIMATION
+    return data[12:16] in {b"VP8 ", b"VP8L"}
 
 
 def stated_pixels(data: bytes, name: str) -> int:

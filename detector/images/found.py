@@ -72,7 +72,7 @@ class _Columns:
         """Add one row; rows become Arrow columns a chunk at a time."""
         self._rows.append(row)
         self.num_rows += 1
-        if len(self._rows) >= _CHUNK_ROWS:
+        if not self.num_rows % _CHUNK_ROWS:
             self._flush()
 
     def _flush(self) -> None:
@@ -111,6 +111,8 @@ class Found:
     _files: _Columns = field(default_factory=lambda: _Columns(FILES_SCHEMA))
     _skipped: _Columns = field(default_factory=lambda: _Columns(_SKIPPED_COLUMNS))
     _roots: dict[bytes, Root] = field(default_factory=dict)
+    _folder: tuple[Root, bytes] | None = None  # of the file met last, and its text: most have a neighbour's
+    _folder_text: str = ""
 
     def __post_init__(self) -> None:
         self._chooses = bool(self.include or self.exclude)
@@ -151,7 +153,7 @@ class Found:
             return self.skip(root, relative, path, "excluded")
         if modified_ns is not None and not -_MAX_NS <= modified_ns <= _MAX_NS:
             modified_ns = clamp_ns(modified_ns)
-        return self._files.append((_filename(root, relative), path, size, modified_ns))
+        return self._files.append((self._filename(root, relative), path, size, modified_ns))
 
     def _chosen(self, root: Root, relative: bytes) -> bool:
         if self.exclude and self.exclude.match(root.name, relative):
@@ -161,7 +163,15 @@ class Found:
     def skip(self, root: Root, relative: bytes, path: bytes, reason: str) -> None:
         """Count something that is no row."""
         self.num_excluded += reason == "excluded" and path != self.output  # no pattern of the user's left that out
-        self._skipped.append((_filename(root, relative), reason, path))
+        self._skipped.append((self._filename(root, relative), reason, path))
+
+    def _filename(self, root: Root, relative: bytes) -> str:
+        """``./NAME/…`` as text; no escape reaches across a slash, so that a folder's part is made once for its files."""
+        folder, slash, name = relative.rpartition(b"/")
+        if self._folder != (root, folder):
+            self._folder = root, folder
+            self._folder_text = display_name(b"./" + root.name + b"/" + folder + slash)
+        return self._folder_text + (name.decode() if name.isascii() and b"%" not in name else display_name(name))
 
     def listing(self, limit: int | None) -> Listing:
         """The finished tables; of the rows only the first ``limit`` in order of their names. Ends the gathering."""
@@ -177,10 +187,6 @@ class Found:
             skipped=self._skipped.table(skipped, SKIPPED_SCHEMA),
             roots=tuple(roots),
         )
-
-
-def _filename(root: Root, relative: bytes) -> str:
-    return display_name(b"./" + root.name + b"/" + relative)
 
 
 def _order(columns: _Columns) -> np.ndarray:

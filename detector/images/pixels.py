@@ -7,17 +7,19 @@ Whatever goes wrong ends as one :class:`DecodeError` with a code of the closed l
 
 import io
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from detector.images import formats, rgb
+from detector.images.fast import Sides, decode_fast
+from detector.images.rgb import Allocate
 
 # Recorded in the model's fingerprint: raise the number when any picture's pixels change.
 DECODER_MODE = "simplejpeg+pillow/1"
+# The same, for each way to decode that a user can ask for.
+DECODERS = {"full": DECODER_MODE, "scaled": f"{DECODER_MODE}+dct-scaled/1"}
 
 _OUT_OF_MEMORY_WORDS = ("out of memory", "insufficient memory", "cannot allocate", "memory allocation")
 _MESSAGE_CHARS = 200
@@ -49,7 +51,10 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A decoded picture: ``pixels`` is uint8 [height, width, 3], RGB, C-contiguous, EXIF orientation applied."""
+    """A decoded picture: ``pixels`` is uint8 [height, width, 3], RGB, C-contiguous, EXIF orientation applied.
+
+    Where it was decoded at a smaller scale, ``width`` and ``height`` are still those of the file as displayed.
+    """
 
     pixels: np.ndarray
     width: int
@@ -57,24 +62,28 @@ class Picture:
     format: str
 
 
-Allocate = Callable[[int, int], np.ndarray]  # (height, width) → uint8 [height, width, 3], C-contiguous
-
-
-def decode_bytes(data: bytes, limits: DecodeLimits) -> Picture:
+def decode_bytes(data: bytes, limits: DecodeLimits, at_least: Sides | None = None) -> Picture:
     """Decode the first picture of an image file as RGB.
+
+    Args:
+        data: the bytes of the file.
+        limits: what it may cost.
+        at_least: decode a large JPEG at half, a quarter or an eighth of its size as long as its sides keep this height and
+            width (as displayed); None decodes in full. Everything else is decoded in full either way.
 
     Raises:
         DecodeError: and nothing else, whatever ``data`` holds.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what is an error or of no matter here
-        return decode_into(data, limits, lambda height, width: np.empty((height, width, 3), np.uint8))
+        return decode_into(data, limits, lambda height, width: np.empty((height, width, 3), np.uint8), at_least)
 
 
-def decode_into(data: bytes, limits: DecodeLimits, allocate: Allocate) -> Picture:
+def decode_into(data: bytes, limits: DecodeLimits, allocate: Allocate, at_least: Sides | None = None) -> Picture:
     """As :func:`decode_bytes`, with the pixels in what ``allocate(height, width)`` returns (height and width as displayed).
 
-    ``allocate`` is called once, when the size is known and within ``limits.max_pixels``.
+    ``allocate`` is called when the size is known and within ``limits.max_pixels``; again where a first decoder gives up, and
+    what it returned before is then not used.
 
     Raises:
         DecodeError: and nothing else, whatever ``data`` holds.
@@ -84,7 +93,7 @@ def decode_into(data: bytes, limits: DecodeLimits, allocate: Allocate) -> Pictur
         name = _check_bytes(data, limits)
         image = Image.open(io.BytesIO(data), formats=formats.ALLOWED)
         _check_pixels(image.size, limits)
-        return _decode(image, data, limits, allocate)
+        return _decode(image, data, limits, allocate, at_least)
     except DecodeError:
         raise
     except Exception as error:
@@ -123,43 +132,17 @@ def _check_pixels(size: tuple[int, int], limits: DecodeLimits) -> None:
         raise DecodeError("too_large", f"{width} × {height} pixels are more than the limit of {limits.max_pixels:,}")
 
 
-def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, allocate: Allocate) -> Picture:
+def _decode(image: Image.Image, data: bytes, limits: DecodeLimits, allocate: Allocate, at_least: Sides | None) -> Picture:
     kind = image.format or "unknown"
-    if kind in {"JPEG", "MPO"}:
-        picture = _decode_jpeg(image, data, kind, allocate)
-        if picture is not None:
-            return picture
+    fast = decode_fast(image, data, allocate, at_least)
+    if fast is not None:
+        return Picture(pixels=fast.pixels, width=fast.size[1], height=fast.size[0], format=kind)
     image.load()
     _check_pixels(image.size, limits)  # an animation's first frame may be larger than the canvas of its header
     turn = rgb.orientation(image)
     width, height = rgb.displayed_size(*image.size, turn)
     pixels = allocate(height, width)
     rgb.write_rgb(image, pixels, turn)
-    return Picture(pixels=pixels, width=width, height=height, format=kind)
-
-
-def _decode_jpeg(image: Image.Image, data: bytes, kind: str, allocate: Allocate) -> Picture | None:
-    """Decode by libjpeg-turbo's own interface, at twice Pillow's speed; None where Pillow must judge.
-
-    With the exact DCT and upsampling the arrays equal Pillow's (675 of 675 real JPEGs: baseline and progressive, grey,
-    4:4:4, 4:2:2, 4:2:0). CMYK and Adobe RGB go to Pillow, and so does whatever libjpeg as much as warns about, since it
-    is Pillow that tells a cut file from a harmless stray byte.
-    """
-    if image.mode not in {"L", "RGB"}:
-        return None
-    turn = rgb.orientation(image)
-    width, height = rgb.displayed_size(*image.size, turn)
-    try:
-        stored_height, stored_width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in {"Gray", "YCbCr"} or (stored_width, stored_height) != image.size:
-            return None
-        pixels = allocate(height, width) if turn == 1 else np.empty((stored_height, stored_width, 3), np.uint8)
-        simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=pixels, strict=True)
-    except ValueError:
-        return None
-    if turn != 1:
-        stored, pixels = pixels, allocate(height, width)
-        rgb.turn_into(stored, pixels, turn)
     return Picture(pixels=pixels, width=width, height=height, format=kind)
 
 

@@ -31,7 +31,7 @@ def read_ahead(paths: Iterable[bytes], limits: DecodeLimits) -> Iterator[tuple[b
     try:
         for path in paths:
             future = None
-            if is_uri(os.fsdecode(path)):
+            if b"://" in path and is_uri(os.fsdecode(path)):
                 pool = pool or ThreadPoolExecutor(_NUM_AHEAD, thread_name_prefix="fetch")
                 future = pool.submit(fetch, path, limits)
             queue.append((path, future))

@@ -81,6 +81,15 @@ class EvaluationTransform:
         assert size is not None, "a transform without a fixed output size is refused when it is built"
         return size
 
+    @property
+    def scaled_minimum(self) -> tuple[int, int] | None:
+        """Height and width in pixels that a picture keeps when it is decoded at a smaller scale: twice what it is resized to.
+
+        None where pictures are not resized: a smaller scale would be another picture.
+        """
+        height, width = self.resize_to or (self.shortest_edge, self.shortest_edge)
+        return (2 * height, 2 * width) if height is not None and width is not None else None
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serialisable form; part of the model's fingerprint."""
         return asdict(self)
@@ -147,16 +156,26 @@ class EvaluationTransform:
             picture = functional.interpolate(picture, size=(height, width), mode=self.resample, **options)
         return _center_crop(picture[0], self.crop) if self.crop else picture[0]
 
-    def normalize(self, batch: "torch.Tensor") -> "torch.Tensor":
+    def normalize(self, batch: "torch.Tensor", constants: "tuple[torch.Tensor, torch.Tensor] | None" = None) -> "torch.Tensor":
         """Rescale and normalise on the batch's device: uint8 [N, 3, h, w] → float32 [N, 3, h, w].
 
-        ``(x − mean/rescale) / (std/rescale)`` in one step, as transformers fuses it.
+        ``(x − mean/rescale) / (std/rescale)`` in one step, as transformers fuses it. ``constants`` are those of
+        :meth:`constants`, where they are at hand: making them for a GPU waits for it.
         """
         import torch
 
-        mean = (torch.tensor(self.mean, dtype=torch.float32) * (1.0 / self.rescale)).view(1, 3, 1, 1).to(batch.device)
-        std = (torch.tensor(self.std, dtype=torch.float32) * (1.0 / self.rescale)).view(1, 3, 1, 1).to(batch.device)
+        mean, std = constants or self.constants(batch.device)
         return batch.to(torch.float32).sub_(mean).div_(std)
+
+    def constants(self, device: "torch.device") -> "tuple[torch.Tensor, torch.Tensor]":
+        """mean/rescale and std/rescale: float32 [1, 3, 1, 1] on ``device``."""
+        import torch
+
+        mean, std = (
+            (torch.tensor(values, dtype=torch.float32) * (1.0 / self.rescale)).view(1, 3, 1, 1).to(device)
+            for values in (self.mean, self.std)
+        )
+        return mean, std
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if self.resize_to is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from detector import runs
 from detector.errors import UsageError
+from detector.images.pixels import DECODERS
 from detector.images.transforms import EvaluationTransform
 from detector.labels import LabelMap, map_classes
 
@@ -27,6 +28,7 @@ CONFIG, PREPROCESSOR, WEIGHTS, INDEX = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
+DECODE_MODES = "decode_modes"  # our own key in the preprocessor's file; transformers passes over it
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Keys of config.json that say where a file came from, not what the model computes.
 _PROVENANCE = frozenset({"_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype", "auto_map"})
@@ -42,6 +44,7 @@ class Checkpoint:
         label_map: which output is AI.
         transform: the evaluation transform of its preprocessor config.
         identity: digest over weights, architecture, label map and preprocessing; the fingerprint adds how it is run.
+        decode_modes: the ways to decode (:data:`detector.images.pixels.DECODERS`) that it was validated with.
     """
 
     path: str
@@ -49,10 +52,24 @@ class Checkpoint:
     label_map: LabelMap
     transform: EvaluationTransform
     identity: str
+    decode_modes: tuple[str, ...] = ("full",)
 
     def fingerprint(self, **how: object) -> str:
         """16 hex digits over everything that can change a score: this checkpoint, and ``how`` it is run."""
         return runs.digest({"checkpoint": self.identity, **how})[:16]
+
+    def require_decode_mode(self, mode: str) -> None:
+        """Refuse pixels that this checkpoint was not validated with.
+
+        Raises:
+            UsageError: it does not name ``mode`` in its preprocessor config.
+        """
+        if mode not in self.decode_modes:
+            other = " or ".join(f"--decode {known}" for known in self.decode_modes)
+            raise UsageError(
+                f"--decode {mode}: the checkpoint {self.name} was validated with {other} only: use that, or train one with "
+                f"jobs.train --decode {mode}"
+            )
 
 
 def inspect_checkpoint(model: str, *, ai_class: str | None = None) -> Checkpoint:
@@ -74,7 +91,14 @@ def inspect_checkpoint(model: str, *, ai_class: str | None = None) -> Checkpoint
         "transform": transform.to_dict(),
         "ai_index": label_map.ai_index,
     })  # fmt: skip
-    return Checkpoint(path=folder, name=model, label_map=label_map, transform=transform, identity=identity)
+    return Checkpoint(
+        path=folder,
+        name=model,
+        label_map=label_map,
+        transform=transform,
+        identity=identity,
+        decode_modes=decode_modes_of(folder),
+    )
 
 
 def load_model(checkpoint: Checkpoint) -> "torch.nn.Module":
@@ -211,6 +235,21 @@ def transform_of(folder: str, config: Mapping[str, Any]) -> EvaluationTransform:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{path} is not understood: {_first_line(error)}") from None
+
+
+def decode_modes_of(folder: str) -> tuple[str, ...]:
+    """The ways to decode that a checkpoint names in its preprocessor file; full decoding where it names none.
+
+    Raises:
+        UsageError: it names something else than ways to decode.
+    """
+    path = os.path.join(folder, PREPROCESSOR)
+    modes = read_json(path).get(DECODE_MODES) if os.path.exists(path) else None
+    if modes is None:
+        return ("full",)
+    if not isinstance(modes, list) or not modes or not set(map(str, modes)) <= set(DECODERS):
+        raise UsageError(f"{path}: {DECODE_MODES} must be a list of {', '.join(DECODERS)}, not {modes!r}")
+    return tuple(map(str, modes))
 
 
 def _check_safetensors(path: str) -> None:

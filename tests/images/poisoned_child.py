@@ -11,7 +11,7 @@ real = decoder_child.decode_into
 leaked = []
 
 
-def fatal(data, limits, allocate):
+def fatal(data, limits, allocate, at_least):
     def count(height, width):
         if (height, width) == (10, 10):
             with open(os.environ["POISON_LOG"], "a", encoding="ascii") as log:
@@ -21,7 +21,7 @@ def fatal(data, limits, allocate):
             leaked.append(bytearray(100 * 2**20))
         return allocate(height, width)
 
-    return real(data, limits, count)
+    return real(data, limits, count, at_least)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from detector.images import formats, pixels, rgb
+from detector.images import fast, formats, rgb
 from detector.images.pixels import DecodeError, DecodeLimits, decode_bytes
 from tests.images.hostile import contents, encode, picture, png, scan_bomb, with_exif
 
@@ -100,7 +100,7 @@ def jpegs():
 def test_the_fast_jpeg_path_is_taken_and_equals_pillow(monkeypatch):
     taken = []
     real = simplejpeg.decode_jpeg
-    monkeypatch.setattr(pixels.simplejpeg, "decode_jpeg", lambda *args, **more: taken.append(1) or real(*args, **more))
+    monkeypatch.setattr(fast.simplejpeg, "decode_jpeg", lambda *args, **more: taken.append(1) or real(*args, **more))
     names = dict(jpegs())
     for name, data in names.items():
         assert np.array_equal(decoded(data), pillow(data)), name
