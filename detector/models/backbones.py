@@ -1,11 +1,10 @@
-"""The architectures a detector can be fine-tuned from: the comparison's ten, three sizes of Swin, and a tiny one.
+"""Models to fine-tune a detector from: found, checked and built.
 
-A base is named by a folder, a hub id, a name of the table below, or ``scratch:NAME`` (random weights, no network). What comes
-out is always a two-class classifier whose output 0 is AI and output 1 is Real, with the evaluation transform that belongs
-to it: input size, resampling, mean and standard deviation are each architecture's own.
+A base is named by a folder, a hub id, a name of ``backbones_table.py``, or ``scratch:NAME`` (random weights, no network).
+What comes out is always a two-class classifier whose output 0 is AI and output 1 is Real, with the evaluation transform
+that belongs to it: input size, resampling, mean and standard deviation are each architecture's own.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,63 +12,21 @@ from typing import TYPE_CHECKING, Any
 from detector.errors import UsageError
 from detector.images.transforms import EvaluationTransform
 from detector.labels import ID2LABEL, LABEL2ID, LabelMap, map_classes
+from detector.models.backbones_table import (
+    BACKBONES,
+    BY_NAME,
+    SCRATCH,
+    SWIN_TRANSFORM,
+    SWINS,
+    TINY,
+    TINY_SWIN,
+    TINY_TRANSFORM,
+    Backbone,
+)  # fmt: skip
 from detector.models.checkpoint import CONFIG, PREPROCESSOR, find_folder, id2label_of, read_json, transform_of, weight_files
 
 if TYPE_CHECKING:
     import torch
-
-SCRATCH = "scratch:"
-TINY = "tiny"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """One of the comparison's ten.
-
-    Attributes:
-        name: as the published report calls it.
-        timm_id: architecture and weights in timm; weights are at ``timm/<timm_id>`` on the hub.
-        published_f1: F1 of AI that the report gives for the contest data of 2022. The lowest look like collapsed runs.
-        has_weights: whether pretrained weights of exactly this architecture exist.
-    """
-
-    name: str
-    timm_id: str
-    published_f1: float
-    has_weights: bool = True
-
-
-BACKBONES = (
-    Backbone(name="Swin-Transformer", timm_id="swin_small_patch4_window7_224.ms_in1k", published_f1=0.9513),
-    Backbone(name="ResNet50V2", timm_id="resnetv2_50.a1h_in1k", published_f1=0.8556),
-    Backbone(name="DenseNet201", timm_id="densenet201.tv_in1k", published_f1=0.8392),
-    Backbone(name="MobileNetV2", timm_id="mobilenetv2_100.ra_in1k", published_f1=0.8148),
-    Backbone(name="ResNet152V2", timm_id="resnetv2_152", published_f1=0.8104, has_weights=False),
-    Backbone(name="InceptionV3", timm_id="inception_v3.tf_in1k", published_f1=0.6239),
-    Backbone(name="MobileNetV3Large", timm_id="mobilenetv3_large_100.ra_in1k", published_f1=0.3568),
-    Backbone(name="DenseNet121", timm_id="densenet121.ra_in1k", published_f1=0.3210),
-    Backbone(name="ResNet50", timm_id="resnet50.a1_in1k", published_f1=0.3048),
-    Backbone(name="EfficientNetV2B0", timm_id="tf_efficientnetv2_b0.in1k", published_f1=0.0),
-)
-_BY_NAME = {backbone.name.lower(): backbone for backbone in BACKBONES}
-# transformers' own Swin: hub id, width of the first stage, blocks and heads of each stage (Liu et al. 2021, table 7).
-SWINS: dict[str, tuple[str, int, tuple[int, ...], tuple[int, ...]]] = {
-    "swin-tiny": ("microsoft/swin-tiny-patch4-window7-224", 96, (2, 2, 6, 2), (3, 6, 12, 24)),
-    "swin-small": ("microsoft/swin-small-patch4-window7-224", 96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    "swin-base": ("microsoft/swin-base-patch4-window7-224", 128, (2, 2, 18, 2), (4, 8, 16, 32)),
-}
-_SWIN_TRANSFORM = EvaluationTransform(
-    resize_to=(224, 224), shortest_edge=None, crop=None, resample="bicubic", rescale=1 / 255,
-    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-)  # fmt: skip
-# Small enough for two CPU cores: 96 pixels, three stages, no drop path, so that two workers see what one sees.
-_TINY_SWIN = {"image_size": 96, "patch_size": 4, "window_size": 4, "embed_dim": 32, "depths": [2, 2, 2], "num_heads": [2, 4, 8],
-              "drop_path_rate": 0.0}  # fmt: skip
-_TINY_TRANSFORM = EvaluationTransform(
-    resize_to=(96, 96), shortest_edge=None, crop=None, resample="bicubic", rescale=1 / 255,
-    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-)  # fmt: skip
-_PIL_RESAMPLE = {"nearest-exact": 0, "bilinear": 2, "bicubic": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +65,7 @@ def find_base(model: str, *, ai_class: str | None = None) -> Base:
     """
     if model.startswith(SCRATCH):
         name = model.removeprefix(SCRATCH).lower()
-        if name != TINY and name not in SWINS and name not in _BY_NAME:
+        if name != TINY and name not in SWINS and name not in BY_NAME:
             names = [TINY, *SWINS, *(backbone.name for backbone in BACKBONES)]
             raise UsageError(f"--model {model}: there is no such architecture; scratch: takes {', '.join(names)}")
         return Base(name=model, folder=None, label_map=None)
@@ -164,53 +121,14 @@ def build_backbone(name: str, *, num_labels: int = 2, pretrained: bool = True) -
         return load_base(find_base(name))
     key = name.lower()
     if key == TINY:
-        return Classifier(model=_swin(_TINY_SWIN, num_labels), transform=_TINY_TRANSFORM)
+        return Classifier(model=_swin(TINY_SWIN, num_labels), transform=TINY_TRANSFORM)
     if key in SWINS:
         _, width, depths, heads = SWINS[key]
         shape = {"embed_dim": width, "depths": list(depths), "num_heads": list(heads)}
-        return Classifier(model=_swin(shape, num_labels), transform=_SWIN_TRANSFORM)
-    if key not in _BY_NAME:
+        return Classifier(model=_swin(shape, num_labels), transform=SWIN_TRANSFORM)
+    if key not in BY_NAME:
         raise UsageError(f"there is no backbone {name!r}: use one of {', '.join(backbone.name for backbone in BACKBONES)}")
-    return _random_timm(_BY_NAME[key], num_labels)
-
-
-def save_classifier(classifier: Classifier, folder: str) -> None:
-    """Write a Hugging Face folder: safetensors, ``config.json`` with AI and Real, ``preprocessor_config.json``.
-
-    Both ``transformers.pipeline`` and this project's scoring read it, with equal answers.
-    """
-    model: Any = classifier.model
-    model.save_pretrained(folder)
-    write_configs(folder, classifier.transform)
-
-
-def write_configs(folder: str, transform: EvaluationTransform) -> None:
-    """Complete a saved model's folder: class names in ``config.json``, and the preprocessor's file."""
-    path = os.path.join(folder, CONFIG)
-    config = read_json(path)
-    config["id2label"] = {str(index): name for index, name in ID2LABEL.items()}  # timm's wrapper leaves them out
-    config["label2id"] = LABEL2ID
-    # With it transformers would not look at the preprocessor's file, and would resize with Pillow to another frame.
-    config.pop("pretrained_cfg", None)
-    _write_json(path, config)
-    _write_json(os.path.join(folder, PREPROCESSOR), preprocessor_config(transform))
-
-
-def preprocessor_config(transform: EvaluationTransform) -> dict[str, Any]:
-    """The ``preprocessor_config.json`` that makes transformers' image processor do what ``transform`` does."""
-    config: dict[str, Any] = {
-        "do_resize": transform.resize_to is not None or transform.shortest_edge is not None,
-        "do_rescale": True, "rescale_factor": transform.rescale, "do_normalize": True,
-        "image_mean": list(transform.mean), "image_std": list(transform.std),
-        "resample": _PIL_RESAMPLE[transform.resample], "do_center_crop": transform.crop is not None,
-    }  # fmt: skip
-    if transform.crop is not None:
-        config["crop_size"] = {"height": transform.crop[0], "width": transform.crop[1]}
-    if transform.shortest_edge is not None:
-        return {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": transform.shortest_edge}, **config}
-    height, width = transform.resize_to or transform.input_size
-    kind = "ViTImageProcessor" if transform.crop is None else "DeiTImageProcessor"
-    return {"image_processor_type": kind, "size": {"height": height, "width": width}, **config}
+    return _random_timm(BY_NAME[key], num_labels)
 
 
 def _hub_id(model: str) -> str:
@@ -219,7 +137,7 @@ def _hub_id(model: str) -> str:
         return model
     if model.lower() in SWINS:
         return SWINS[model.lower()][0]
-    backbone = _BY_NAME.get(model.lower())
+    backbone = BY_NAME.get(model.lower())
     if backbone is None:
         return model
     if not backbone.has_weights:
@@ -309,9 +227,3 @@ def _orient_head(model: "torch.nn.Module", label_map: LabelMap) -> None:
     with torch.no_grad():
         for parameter in heads[0].parameters(recurse=False):
             parameter.copy_(parameter.flip(0).clone())
-
-
-def _write_json(path: str, value: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")

@@ -5,7 +5,6 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -67,12 +66,8 @@ def append_csv(store: Store, name: str, rows: Sequence[Mapping[str, object]]) ->
     if store.exists(name):
         with contextlib.suppress(ValueError):  # an empty or foreign file gives way
             frame = pd.concat([pd.read_csv(io.BytesIO(store.read(name)), dtype=str, keep_default_na=False), frame])
-    text = frame.drop_duplicates().to_csv(index=False, lineterminator="\n")
-
-    def writer(file: BinaryIO) -> None:
-        file.write(text.encode("utf-8", "backslashreplace"))
-
-    store.write(name, writer)
+    text = frame.drop_duplicates().to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace")
+    store.write(name, lambda file: file.write(text))
 
 
 def draw_balance(found: Balance, store: Store) -> None:
@@ -96,8 +91,4 @@ def draw_balance(found: Balance, store: Store) -> None:
     axes.set(xlim=(0, 100), xlabel="% of the pictures")
     axes.invert_yaxis()
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
-
-    def writer(file: BinaryIO) -> None:
-        figure.savefig(file, format="svg", metadata={"Date": None})
-
-    store.write(BALANCE_FILE, writer)
+    store.write(BALANCE_FILE, lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))

@@ -8,6 +8,8 @@ from detector.training.dataset import balance_text, class_counts
 from detector.training.plan import Plan
 
 _LIMITS = """\
+## Limits
+
 - The figures above are of pictures held out from the same sources it was trained on. On other sources, other generators and
   other years expect less; measure it on your own labelled pictures with `python -m jobs.evaluate`.
 - Pictures of the two classes often differ in file format, size and compression. A detector can learn that instead of the
@@ -18,9 +20,11 @@ _LIMITS = """\
 
 def model_card(plan: Plan, summary: dict[str, Any], best: dict[str, Any]) -> str:
     """The text of the checkpoint's README.md, with the front matter that the model hub reads."""
-    config = plan.config
-    sources = sorted(set(plan.holdout.train["source"].to_pylist()))
-    recipe = "\n".join(f"| {name} | {_inline(value)} |" for name, value in config.recipe().items() if name != "model")
+    parts = (_front(plan, summary), _data(plan), _evaluation(plan, summary, best), _recipe(plan, summary), _LIMITS)
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(plan: Plan, summary: dict[str, Any]) -> str:
     start = "its head kept (a detector already)" if plan.base.is_detector else "a new two-class head"
     weights = "random weights" if plan.base.folder is None else "pretrained weights"
     collapsed = (
@@ -28,8 +32,7 @@ def model_card(plan: Plan, summary: dict[str, Any], best: dict[str, Any]) -> str
         if summary["collapsed"]
         else ""
     )
-    measures = {"accuracy": "accuracy", "F1 of AI": "f1", "precision": "precision", "recall": "recall", "ROC area": "roc_auc"}
-    quality = ", ".join(f"{name} {_number(best[key])}" for name, key in measures.items())
+    decode = "" if plan.config.decode == "full" else f" --decode {plan.config.decode}"
     return f"""---
 library_name: transformers
 pipeline_tag: image-classification
@@ -49,9 +52,12 @@ from transformers import pipeline
 print(pipeline("image-classification", model="PATH_OF_THIS_FOLDER")("picture.jpg"))
 ```
 
-For folders of pictures: `python -m jobs.score --images FOLDER --model PATH_OF_THIS_FOLDER --out PREDICTIONS`.
+For folders of pictures: `python -m jobs.score --images FOLDER --model PATH_OF_THIS_FOLDER --out PREDICTIONS{decode}`."""
 
-## Data
+
+def _data(plan: Plan) -> str:
+    sources = sorted(set(plan.holdout.train["source"].to_pylist()))
+    return f"""## Data
 
 | | pictures |
 | --- | --- |
@@ -59,28 +65,30 @@ For folders of pictures: `python -m jobs.score --images FOLDER --model PATH_OF_T
 | validation, held out by class and source | {balance_text(class_counts(plan.holdout.validation))} |
 | left out because they do not decode | {len(plan.dropped):,} |
 
-Sources: {", ".join(_inline(source) for source in sources)}. Split {_inline(config.train_split)}; SHA-256 of the manifest:
-`{plan.identity["manifest"] or "none, a bare folder tree"}`.
+Sources: {", ".join(_inline(source) for source in sources)}. Split {_inline(plan.config.train_split)}; SHA-256 of the manifest:
+`{plan.identity["manifest"] or "none, a bare folder tree"}`."""
 
-## Evaluation
 
-On the validation pictures, at epoch {best["epoch"]} of {summary["epochs"]}, the best by {config.metric}:
-{quality}. All evaluations: `history.csv`, `learning_curves.png`.
+def _evaluation(plan: Plan, summary: dict[str, Any], best: dict[str, Any]) -> str:
+    measures = {"accuracy": "accuracy", "F1 of AI": "f1", "precision": "precision", "recall": "recall", "ROC area": "roc_auc"}
+    quality = ", ".join(f"{name} {_number(best[key])}" for name, key in measures.items())
+    return f"""## Evaluation
 
-## Recipe
+On the validation pictures, at epoch {best["epoch"]} of {summary["epochs"]}, the best by {plan.config.metric}:
+{quality}. All evaluations: `history.csv`, `learning_curves.png`."""
+
+
+def _recipe(plan: Plan, summary: dict[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {_inline(value)} |" for name, value in plan.config.recipe().items() if name != "model")
+    return f"""## Recipe
 
 AdamW, linear decay after the warm-up, gradients clipped at norm 1. {summary["workers"]} workers, {summary["precision"]}.
 
 | | |
 | --- | --- |
-{recipe}
+{rows}
 
-Versions: {", ".join(f"{name} {version}" for name, version in runs.versions().items())}.
-
-## Limits
-
-{_LIMITS}
-"""
+Versions: {", ".join(f"{name} {version}" for name, version in runs.versions().items())}."""
 
 
 def _inline(value: object) -> str:

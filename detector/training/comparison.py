@@ -23,10 +23,11 @@ from detector.models.backbones import find_base
 from detector.models.checkpoint import inspect_checkpoint
 from detector.progress import log
 from detector.storage import Store, open_store
+from detector.training.collapse import is_constant
 from detector.training.comparison_config import Candidate, CompareConfig, choose_candidates
 from detector.training.comparison_figure import draw_comparison
 from detector.training.comparison_identity import comparison_identity, refuse_other
-from detector.training.comparison_results import CSV_FILE, Result, best_of, comparison_csv, is_constant, ranked, read_result
+from detector.training.comparison_results import CSV_FILE, Result, best_of, comparison_csv, ranked, read_result
 from detector.training.dataset import hold_out, read_split
 from detector.training.plan import RUN_FILE, read_json, write_json
 

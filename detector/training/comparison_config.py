@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from detector.errors import UsageError
-from detector.models.backbones import BACKBONES, SCRATCH, SWINS, TINY
+from detector.models.backbones_table import BACKBONES, SCRATCH, SWINS, TINY
 from detector.training.config import TrainConfig
 from detector.uris import is_uri, local_path
 

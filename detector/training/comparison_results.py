@@ -7,16 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from detector import metrics
-
 CSV_FILE = "comparison.csv"
 COLUMNS = ("model", "f1", "precision", "recall", "accuracy", "parameters", "train_seconds", "images_per_second", "collapsed")
 _FORMATS = {"train_seconds": ".2f", "images_per_second": ".2f"}
-# A spread of p_ai below this is one answer for all pictures, even where it lies on both sides of one half.
-CONSTANT_STD = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +44,11 @@ class Result:
         return {name: values[name] for name in COLUMNS}
 
 
-def is_constant(p_ai: ArrayLike) -> bool:
-    """Whether the probabilities float [N] are those of a model that looks at nothing. False for no pictures."""
-    values = np.asarray(p_ai, dtype=np.float64)
-    return bool(values.size) and (metrics.is_collapsed(metrics.predict(values)) or float(values.std()) < CONSTANT_STD)
-
-
 def ranked(results: Sequence[Result]) -> list[Result]:
     """Best F1 first; ties by accuracy, then by name; an undefined F1 after all others, and failures last."""
 
     def key(result: Result) -> tuple[bool, float, float, str]:
+        """Ascending: what is worse is larger."""
         return result.failed is not None, -_number(result.f1), -_number(result.accuracy), result.model
 
     return sorted(results, key=key)

@@ -14,11 +14,10 @@ from ray.util import ActorPool
 
 from detector.cluster import Cluster, interruptibly
 from detector.errors import JobError
-from detector.images.decoding import Decoder
-from detector.images.pixels import DECODER_MODE, DecodeLimits
+from detector.images.pixels import DECODERS, DecodeLimits
 from detector.models.checkpoint import Checkpoint
 from detector.models.devices import DeviceSettings, gpu_kind, local_device_kind, resolve_settings
-from detector.models.predictor import Predictor
+from detector.models.predictor import load_predictor
 from detector.progress import Progress
 from detector.scoring.rows import MODEL_FAILED, PARTS_SCHEMA
 from detector.scoring.stages import ScorePlan, decode_blocks, score_block
@@ -49,7 +48,7 @@ class _Scorer:
 
     def __init__(self, plan: ScorePlan, first: pa.Table) -> None:
         self._plan = plan
-        self._predictor, self._decoder = Predictor.load(plan.checkpoint, plan.settings), Decoder(plan.limits)
+        self._predictor, self._decoder = load_predictor(plan.checkpoint, plan.settings), plan.decoder()
         self._predictor.predict(1)
         self._score(first)
 
@@ -91,12 +90,14 @@ def score_split(
     files, size = _files(samples), settings.batch_size
     whole = max(1, int(cluster.gpus if settings.is_cuda else cluster.cpus))
     count = min(whole, math.ceil(files.num_rows / size))
+    decode = checkpoint.decode_modes[0]  # what it was trained with
     fingerprint = checkpoint.fingerprint(
-        precision=settings.precision, batch_size=size, device=settings.kind, decoder=DECODER_MODE, backend="torch"
+        precision=settings.precision, batch_size=size, device=settings.kind, decoder=DECODERS[decode], backend="torch"
     )
     plan = ScorePlan(
-        store=store, run=run, fingerprint=fingerprint, checkpoint=checkpoint, settings=settings, limits=DecodeLimits()
-    )
+        store=store, run=run, fingerprint=fingerprint, checkpoint=checkpoint, settings=settings, limits=DecodeLimits(),
+        decode=decode,
+    )  # fmt: skip
     actor = ray.remote(num_cpus=min(1.0, cluster.cpus / whole), num_gpus=float(settings.is_cuda))(_Scorer)
     actors = [actor.remote(plan, files.slice(0, 1)) for _ in range(count)]
     blocks = [files.slice(start, size * _BATCHES_PER_BLOCK) for start in range(0, files.num_rows, size * _BATCHES_PER_BLOCK)]

@@ -11,6 +11,7 @@ Metric = Literal["accuracy", "f1"]
 Augmentation = Literal["seed", "robust"]
 ClassBalance = Literal["none", "weights", "sampler"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Decode = Literal["full", "scaled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class TrainConfig:
     """seed: random resized crop and flip; robust: also JPEG, blur and resize round trips."""
     crop_min_scale: float = 0.08
     """Smallest share of a picture's area that a random crop keeps."""
+    decode: Decode = "full"
+    """scaled: large JPEGs are decoded at 1/2 to 1/8 of their size; the checkpoint is then for scoring with --decode scaled."""
     class_balance: ClassBalance = "none"
     """weights: the rarer class counts more in the loss; sampler: it is drawn more often."""
     workers: int = 0

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 HISTORY_FILE, CURVES_FILE, CARD_FILE, DROPPED_FILE = "history.csv", "learning_curves.png", "README.md", "dropped.csv"
 HISTORY_COLUMNS = (
     "epoch", "step", "attempt", "train_loss", "validation_loss", "accuracy", "f1", "precision", "recall", "balanced_accuracy",
-    "roc_auc", "predicted_ai", "collapsed", "learning_rate", "train_seconds", "images_per_second", "selection", "best",
+    "roc_auc", "predicted_ai", "collapsed", "learning_rate", "train_seconds", "train_cpu_seconds", "images_per_second",
+    "selection", "best",
 )  # fmt: skip
 # Of the Trainer's folder, what belongs to a checkpoint that is handed on; optimizer and generators stay behind.
 _MODEL_FILES = ("config.json", "preprocessor_config.json")
@@ -106,11 +107,8 @@ def _copy_checkpoint(result: "ray.train.Result", best: dict[str, Any], store: St
 
 
 def _copy(path: str, store: Store, name: str) -> None:
-    def writer(file: BinaryIO) -> None:
-        with open(path, "rb") as source:
-            shutil.copyfileobj(source, file, 8 << 20)
-
-    store.write(name, writer)
+    with open(path, "rb") as source:
+        store.write(name, lambda file: shutil.copyfileobj(source, file, 8 << 20))
 
 
 def _summary(
@@ -155,7 +153,4 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _write_text(store: Store, name: str, text: str) -> None:
-    def writer(file: BinaryIO) -> None:
-        file.write(text.encode("utf-8", "backslashreplace"))
-
-    store.write(name, writer)
+    store.write(name, lambda file: file.write(text.encode("utf-8", "backslashreplace")))

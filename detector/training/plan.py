@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -137,11 +137,7 @@ def read_json(store: Store, name: str) -> dict[str, Any] | None:
 def write_json(store: Store, name: str, value: dict[str, Any]) -> None:
     """Write a JSON object to the output folder, all of it or nothing."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-    def writer(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    store.write(name, writer)
+    store.write(name, lambda file: file.write(text.encode()))
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:

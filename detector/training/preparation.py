@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -226,10 +226,7 @@ def _link_kind(config: PrepareConfig) -> Link:
 
 
 def _write_table(store: Store, name: str, table: pa.Table) -> None:
-    def writer(file: BinaryIO) -> None:
-        pq.write_table(table, file)
-
-    store.write(name, writer)
+    store.write(name, lambda file: pq.write_table(table, file))
 
 
 def _read_signatures(data: str) -> dict[str, bytes]:

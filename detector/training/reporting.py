@@ -8,6 +8,7 @@ worker's random generators, the history.
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -18,9 +19,10 @@ import ray.train
 import transformers
 from ray.train import CheckpointConsistencyMode
 
-from detector.models.backbones import Classifier, write_configs
+from detector.models.backbones import Classifier
+from detector.models.backbones_files import write_configs
 from detector.training.task import Task
-from detector.training.trainer import EVALUATION_METRICS, selection_score
+from detector.training.trainer import EVALUATION_METRICS, DivergedError, selection_score
 
 if TYPE_CHECKING:
     from detector.training.trainer import DetectorTrainer
@@ -48,6 +50,7 @@ class Reporter(transformers.TrainerCallback):
         last = history[-1]["attempt"] if history else 0
         self._attempt = ray.get(task.board.begin.remote(last)) if self._is_first else 0
         self._epoch_start = self._last_pin = time.monotonic()
+        self._cpu_start = time.process_time()
         self._epoch: dict[str, float] = {}
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
@@ -57,8 +60,8 @@ class Reporter(transformers.TrainerCallback):
             self._task.board.pin.remote(done=round(state.epoch or 0) * self._num_images, line=begun)
 
     def on_epoch_begin(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self._epoch_start = time.monotonic()
+        """Start the clocks."""
+        self._epoch_start, self._cpu_start = time.monotonic(), time.process_time()
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Pin up how many pictures are done, not more often than twice a second."""
@@ -68,17 +71,27 @@ class Reporter(transformers.TrainerCallback):
             self._task.board.pin.remote(done=int(state.epoch * self._num_images))
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Pass training loss, learning rate and gradient norm on to TensorBoard."""
+        """Pass training loss, learning rate and gradient norm on to TensorBoard.
+
+        Raises:
+            DivergedError: the loss is no number. In fp16 single steps may overflow, and are skipped: there the next evaluation
+                decides.
+        """
+        if not math.isfinite((logs or {}).get("loss", 0.0)) and self._task.precision != "fp16":
+            raise DivergedError
         wanted = {"loss", "learning_rate", "grad_norm"} & set(logs or {})
         if self._is_first and wanted:
             values = {f"train/{name}": float((logs or {})[name]) for name in wanted}
             self._task.board.pin.remote(step=state.global_step, scalars=values)
 
     def on_epoch_end(self, _args: Any, _state: Any, _control: Any, lr_scheduler: Any = None, **_: Any) -> None:
-        """Stop the clock, and gather the epoch's loss from all workers."""
-        seconds = time.monotonic() - self._epoch_start
-        rate = float(lr_scheduler.get_last_lr()[0])
-        self._epoch = {"train_loss": self._trainer.epoch_loss(), "train_seconds": seconds, "learning_rate": rate}
+        """Stop the clocks, and gather the epoch's loss from all workers."""
+        self._epoch = {
+            "train_seconds": time.monotonic() - self._epoch_start,
+            "train_cpu_seconds": time.process_time() - self._cpu_start,
+            "train_loss": self._trainer.epoch_loss(),
+            "learning_rate": float(lr_scheduler.get_last_lr()[0]),
+        }
 
     def on_evaluate(self, _args: Any, state: Any, _control: Any, metrics: dict[str, float] | None = None, **_: Any) -> None:
         """Add one row to the history."""
@@ -100,7 +113,7 @@ class Reporter(transformers.TrainerCallback):
         os.makedirs(folder)
         os.rename(os.path.join(self._scratch, f"checkpoint-{state.global_step}"), trained)
         if self._is_first:
-            write_configs(trained, self._classifier.transform)
+            write_configs(trained, self._classifier.transform, decode=self._task.config.decode)
             with open(os.path.join(folder, HISTORY_FILE), "w", encoding="utf-8") as file:
                 json.dump(self._history, file)
         ray.train.report(self._history[-1], checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -24,10 +24,14 @@ from detector.labels import Label
 
 @dataclass
 class PictureCache:
-    """Decoded pictures kept in memory, up to a budget; the rest is decoded again each time."""
+    """Decoded pictures kept in memory, up to a budget; the rest is decoded again each time.
+
+    ``at_least``: see :func:`detector.images.pixels.decode_bytes`.
+    """
 
     budget_bytes: int
     limits: DecodeLimits = field(default_factory=DecodeLimits)
+    at_least: tuple[int, int] | None = None
     _kept: dict[bytes, np.ndarray] = field(default_factory=dict)
 
     def pixels(self, path: bytes) -> np.ndarray:
@@ -40,7 +44,7 @@ class PictureCache:
             return kept
         try:
             with open(path, "rb") as file:
-                picture = decode_bytes(file.read(), self.limits)
+                picture = decode_bytes(file.read(), self.limits, self.at_least)
         except (OSError, DecodeError) as error:
             raise JobError(
                 f"{display_name(path)} cannot be read any more ({error}): prepare the data again, which leaves such files out"
@@ -71,13 +75,20 @@ class TrainingPictures(Dataset[dict[str, Any]]):
 class ValidationPictures(Dataset[dict[str, Any]]):
     """Inputs of the one evaluation transform: ``pixel_values`` torch.uint8 [3, h, w], ``labels`` int.
 
-    Resized pictures are kept in memory, up to a budget.
+    Resized pictures are kept in memory, up to a budget. ``at_least``: see :func:`detector.images.pixels.decode_bytes`.
     """
 
-    def __init__(self, samples: pa.Table, *, transform: EvaluationTransform, budget_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        samples: pa.Table,
+        *,
+        transform: EvaluationTransform,
+        budget_bytes: int = 0,
+        at_least: tuple[int, int] | None = None,
+    ) -> None:
         self._paths, self.labels = _columns(samples)
         self._transform = transform
-        self._cache = PictureCache(budget_bytes=0)
+        self._cache = PictureCache(budget_bytes=0, at_least=at_least)
         self._inputs: dict[int, torch.Tensor] = {}
         self._num_kept = budget_bytes // (3 * transform.input_size[0] * transform.input_size[1])
 

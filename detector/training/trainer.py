@@ -11,9 +11,8 @@ from torch.utils.data import Sampler
 from detector import metrics
 from detector.images.transforms import EvaluationTransform
 from detector.labels import Label
+from detector.training.collapse import is_constant
 
-# A model that says the same probability for every picture has learnt nothing, whichever side of one half that is.
-CONSTANT_STD = 1e-4
 # History columns that an evaluation fills, beside its loss.
 EVALUATION_METRICS = ("accuracy", "f1", "precision", "recall", "balanced_accuracy", "roc_auc")
 
@@ -59,7 +58,9 @@ class DetectorTrainer(transformers.Trainer):
         if model.training:
             if self._loss_weights is not None:
                 losses = losses * self._loss_weights.to(losses.device)[labels]
-            self._loss_sum += torch.tensor([float(losses.detach().sum()), float(len(losses))], dtype=torch.float64)
+            self._loss_sum = self._loss_sum.to(losses.device)  # added up there: reading it in every step would stall a GPU
+            self._loss_sum[0] += losses.detach().sum()
+            self._loss_sum[1] += len(losses)
         loss = losses.mean()
         return (loss, outputs) if return_outputs else loss
 
@@ -96,11 +97,10 @@ def evaluate_logits(prediction: Any) -> dict[str, Any]:
     p_ai = 1.0 / (1.0 + np.exp(np.clip(logits[:, Label.REAL] - logits[:, Label.AI], -700, 700)))
     found = metrics.compute_metrics(labels, p_ai)
     values = {name: float("nan") if found[name] is None else float(found[name]) for name in EVALUATION_METRICS}
-    predicted = metrics.predict(p_ai)
     return {
         **values,
-        "predicted_ai": float((predicted == Label.AI).mean()),
-        "collapsed": bool(metrics.is_collapsed(predicted) or p_ai.std() < CONSTANT_STD),
+        "predicted_ai": float((metrics.predict(p_ai) == Label.AI).mean()),
+        "collapsed": is_constant(p_ai),
     }
 
 

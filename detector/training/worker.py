@@ -21,32 +21,43 @@ from detector.training.samples import EpochSampler, PictureCache, TrainingPictur
 from detector.training.task import Task
 from detector.training.trainer import DetectorTrainer, DivergedError, evaluate_logits
 
+_CPU_OUT_OF_MEMORY = "can't allocate memory"  # torch raises a bare RuntimeError where malloc fails
+
 
 def train_worker(task: Task) -> None:
     """Train from the last committed evaluation, or from the start, to the end.
 
     Raises:
-        JobError: it failed in a way that another attempt does not cure; the driver reads the reason from the board.
+        JobError: it failed in a way that another attempt does not cure; the driver reads the reason from the board. It is
+            raised all the same, since a worker that only returned would leave the others waiting for its gradients.
     """
-    reason = ray.get(task.board.fatal.remote())
-    if reason:
-        raise JobError(reason)
-    config = task.config
+    if ray.get(task.board.fatal.remote()):
+        return  # Ray Train starts the group again after any failure; this ends it at once
     try:
         _train(task)
-    except torch.OutOfMemoryError as error:
-        smaller = f"--batch-size {max(1, config.batch_size // 2)} --gradient-accumulation {config.gradient_accumulation * 2}"
-        raise _hopeless(task, f"the GPU ran out of memory: try {smaller}") from error
-    except DivergedError as error:
-        advice = f"try a --learning-rate below {config.learning_rate:g}"
-        raise _hopeless(task, f"training diverged, its outputs are not numbers: {advice}") from error
-    except (UsageError, JobError) as error:
-        raise _hopeless(task, str(error)) from error
+    except Exception as error:
+        reason = hopeless_reason(error, task)
+        if reason is None:
+            raise
+        ray.get(task.board.give_up.remote(reason))
+        raise JobError(reason) from error
 
 
-def _hopeless(task: Task, reason: str) -> JobError:
-    ray.get(task.board.give_up.remote(reason))
-    return JobError(reason)
+def hopeless_reason(error: Exception, task: Task) -> str | None:
+    """What to tell the user where another attempt would end the same way; None where it may help."""
+    config = task.config
+    if isinstance(error, (UsageError, JobError)):
+        return str(error)
+    if isinstance(error, DivergedError):
+        return f"training diverged, its outputs are not numbers: try a --learning-rate below {config.learning_rate:g}"
+    smaller = f"--batch-size {config.batch_size // 2} --gradient-accumulation {config.gradient_accumulation * 2}"
+    if config.batch_size == 1:
+        smaller = "a smaller --model, since --batch-size is 1 already"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU ran out of memory: try {smaller}"
+    if isinstance(error, MemoryError) or _CPU_OUT_OF_MEMORY in str(error):
+        return f"the machine ran out of memory: try {smaller}, fewer --workers or a smaller --cache-mb"
+    return None
 
 
 def _train(task: Task) -> None:
@@ -54,6 +65,8 @@ def _train(task: Task) -> None:
     transformers.utils.logging.disable_progress_bar()
     if not task.use_gpu:
         torch.set_num_threads(1)  # training processes that each take all cores slow each other four times (measured)
+    if ray.train.get_context().get_world_size() == 1:
+        _leave_group()
     transformers.set_seed(task.config.seed)
     classifier = load_base(_base_here(task.base))
     with tempfile.TemporaryDirectory(prefix="training-") as scratch:
@@ -68,6 +81,16 @@ def _train(task: Task) -> None:
                 history = json.load(file)
             trainer.add_callback(Reporter(task, classifier, trainer, scratch, history=history))
             trainer.train(resume_from_checkpoint=os.path.join(folder, TRAINER_FOLDER))
+
+
+def _leave_group() -> None:
+    """Let the Trainer take a worker that is alone for a single process.
+
+    Ray sets these for any number of workers, and with them one worker too would copy all gradients into buckets to add them up
+    with nobody else's, in every step.
+    """
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 def _base_here(base: Base) -> Base:
@@ -87,19 +110,32 @@ def build_trainer(task: Task, classifier: Classifier, scratch: str) -> DetectorT
         robust=config.augment == "robust",
     )
     budget = config.cache_mb * 1_000_000 // max(1, config.loader_workers)  # each decoding process keeps its own
-    cache = PictureCache(budget_bytes=budget * 3 // 4)
+    at_least = transform.scaled_minimum if config.decode == "scaled" else None
+    cache = PictureCache(budget_bytes=budget * 3 // 4, at_least=at_least)
     train = TrainingPictures(task.holdout.train, augmentation=augmentation, cache=cache, seed=config.seed)
     return DetectorTrainer(
-        model=classifier.model,
+        model=channels_last(classifier.model),
         args=_arguments(task, len(train), scratch),
         train_dataset=train,
-        eval_dataset=ValidationPictures(task.holdout.validation, transform=transform, budget_bytes=budget // 4),
+        eval_dataset=ValidationPictures(
+            task.holdout.validation, transform=transform, budget_bytes=budget // 4, at_least=at_least
+        ),
         data_collator=collate,
         compute_metrics=evaluate_logits,
         transform=transform,
         sampler=EpochSampler(train.labels, seed=config.seed, balanced=config.class_balance == "sampler"),
         loss_weights=class_weights(train.labels) if config.class_balance == "weights" else None,
     )
+
+
+def channels_last(model: torch.nn.Module) -> torch.nn.Module:
+    """Lay out a convolutional net's weights with the channels last. A transformer, whose one convolution cuts patches, stays.
+
+    Measured on one CPU thread in fp32, training steps: MobileNetV2 × 1.7, EfficientNetV2B0 × 1.6, MobileNetV3Large × 1.4,
+    ResNet50 × 1.1.
+    """
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    return model.to(memory_format=torch.channels_last) if convolutions > 1 else model
 
 
 def _arguments(task: Task, num_train: int, scratch: str) -> transformers.TrainingArguments:
@@ -127,6 +163,7 @@ def _arguments(task: Task, num_train: int, scratch: str) -> transformers.Trainin
         save_strategy="epoch",
         logging_strategy="steps",
         logging_steps=max(1, updates // (config.epochs * 20)),
+        logging_nan_inf_filter=False,  # a loss that is no number must be seen; and the filter waits for the GPU in every step
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_num_workers=config.loader_workers,

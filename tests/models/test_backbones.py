@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from detector.errors import UsageError
-from detector.models import backbones
-from detector.models.backbones import BACKBONES, SWINS, build_backbone, find_base, load_base, save_classifier
+from detector.models.backbones import build_backbone, find_base, load_base
+from detector.models.backbones_files import preprocessor_config, save_classifier
+from detector.models.backbones_table import BACKBONES, SWINS, TINY_TRANSFORM
 from detector.models.checkpoint import inspect_checkpoint, load_model
 from tests.checkpoints import save_swin
 
@@ -117,7 +118,7 @@ def test_any_other_backbone_gets_a_new_head_on_its_own_weights(tmp_path):
     config = SwinConfig(image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=5)
     model = SwinForImageClassification(config)
     model.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(backbones.preprocessor_config(backbones._TINY_TRANSFORM)))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(TINY_TRANSFORM)))
     base = find_base(str(tmp_path))
     assert not base.is_detector
     loaded = load_base(base).model
@@ -177,4 +178,4 @@ def test_a_shortest_edge_transform_survives_the_round_trip(tmp_path):
          "resample": 2, "image_processor_type": "DeiTImageProcessor"},
     ):  # fmt: skip
         transform = EvaluationTransform.from_config(old)
-        assert EvaluationTransform.from_config(backbones.preprocessor_config(transform)) == transform
+        assert EvaluationTransform.from_config(preprocessor_config(transform)) == transform

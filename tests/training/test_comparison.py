@@ -18,14 +18,15 @@ from detector.errors import JobError, LockedError, UsageError
 from detector.images.decoding import Decoder
 from detector.images.pixels import DecodeLimits
 from detector.metrics import compute_metrics
-from detector.models.backbones import BACKBONES
+from detector.models.backbones_table import BACKBONES
 from detector.models.checkpoint import inspect_checkpoint
 from detector.models.devices import resolve_settings
 from detector.models.predictor import Predictor
+from detector.training.collapse import is_constant
 from detector.training.comparison import compare
 from detector.training.comparison_config import CompareConfig, choose_candidates
 from detector.training.comparison_figure import draw_comparison
-from detector.training.comparison_results import COLUMNS, Result, best_of, comparison_csv, is_constant, ranked
+from detector.training.comparison_results import COLUMNS, Result, best_of, comparison_csv, ranked
 from detector.training.dataset import read_split
 from tests.training import corpora
 

@@ -1,17 +1,23 @@
 """Samples, order, weights and evaluation: what a training step sees depends on nothing but seed, epoch and picture."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detector.errors import JobError
 from detector.images.augmentation import TrainingAugmentation
-from detector.models.backbones import build_backbone
-from detector.training.dataset import read_split
+from detector.models.backbones import build_backbone, find_base, load_base
+from detector.models.backbones_files import save_classifier
+from detector.training.config import TrainConfig
+from detector.training.dataset import Holdout, read_split
 from detector.training.samples import EpochSampler, PictureCache, TrainingPictures, ValidationPictures, class_weights, collate
+from detector.training.task import Task
 from detector.training.trainer import DetectorTrainer, DivergedError, evaluate_logits, selection_score
+from detector.training.worker import build_trainer, channels_last
 from tests.training import corpora
 
 SEED = 21
@@ -138,3 +144,44 @@ def test_a_batch_stays_uint8_until_it_is_on_the_device(samples):
     dataset = pictures(samples)
     batch = collate([dataset[0, 0], dataset[0, 1]])
     assert (batch["pixel_values"].dtype, tuple(batch["pixel_values"].shape)) == (torch.uint8, (2, 3, 32, 32))
+
+
+def test_convolutional_nets_train_with_channels_last_and_save_as_before(tmp_path):
+    """The layout is the worker's own business: weights, answers and files are those of the usual one."""
+    torch.manual_seed(SEED)
+    classifier = build_backbone("MobileNetV2", pretrained=False)
+    inputs = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = classifier.model.eval()(pixel_values=inputs).logits
+        model = channels_last(classifier.model)
+        after = model(pixel_values=inputs).logits
+    stem = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    assert stem.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+    save_classifier(classifier, str(tmp_path))
+    loaded = load_base(find_base(str(tmp_path))).model
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    swin = channels_last(build_backbone("tiny", pretrained=False).model)
+    patches = next(module for module in swin.modules() if isinstance(module, torch.nn.Conv2d))
+    assert patches.weight.is_contiguous(), "a transformer gains nothing from it"
+
+
+@pytest.mark.parametrize(("decode", "at_least"), [("full", None), ("scaled", (192, 192))])
+def test_the_way_to_decode_reaches_training_and_validation_pictures(samples, tmp_path, decode, at_least):
+    classifier = load_base(find_base("scratch:tiny"))
+    config = TrainConfig(data="", model="", out="", decode=decode)
+    task = Task(
+        config=config, base=find_base("scratch:tiny"), holdout=Holdout(train=samples, validation=samples), precision="fp32",
+        use_gpu=False, board=None,
+    )  # fmt: skip
+    trainer = build_trainer(task, classifier, str(tmp_path))
+    assert trainer.train_dataset._cache.at_least == at_least
+    assert trainer.eval_dataset._cache.at_least == at_least
+
+
+def test_a_picture_is_trained_on_as_it_will_be_scored(tmp_path):
+    Image.fromarray(np.full((300, 400, 3), 90, np.uint8)).save(tmp_path / "large.jpg")
+    path = os.fsencode(tmp_path / "large.jpg")
+    for at_least, shape in ((None, (300, 400, 3)), ((64, 64), (75, 100, 3)), ((290, 64), (300, 400, 3))):
+        assert PictureCache(budget_bytes=0, at_least=at_least).pixels(path).shape == shape
