@@ -16,7 +16,7 @@ import psutil
 from detector.uris import shown
 
 PACKAGES = ("ray", "torch", "torchvision", "transformers", "timm", "datasets", "pyarrow", "pandas", "numpy", "pillow",
-            "simplejpeg", "scikit-learn")  # fmt: skip
+            "simplejpeg", "imagecodecs", "scikit-learn", "openvino")  # fmt: skip
 
 
 def now_utc() -> datetime:

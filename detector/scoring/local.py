@@ -1,16 +1,10 @@
-"""The stages in one process per core, without Ray: for small folders, laptops, and tests without a cluster.
+"""The stages in scoring processes of this machine: the local engine, and what one Ray actor runs.
 
-A worker that dies costs nothing but time: its block is given to a new one. A block that kills two workers is cut in halves,
-until the row that does it stands alone and becomes ``model_failed``.
+A process that dies costs nothing but time; see :mod:`detector.scoring.isolation` for what becomes of its block.
 """
 
-import contextlib
-import multiprocessing
-import os
-import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
@@ -20,59 +14,77 @@ from detector.cluster import usable_cpus
 from detector.errors import JobError, UsageError
 from detector.models.devices import num_local_gpus
 from detector.progress import log
-from detector.scoring.rows import MODEL_FAILED
+from detector.scoring.isolation import Block, after_death
+from detector.scoring.rows import MODEL_FAILED, SUMMARY_SCHEMA
+from detector.scoring.worker import Worker
 
 if TYPE_CHECKING:
     from detector.scoring.stages import ScorePlan
 
 _STOP_WAIT_S = 8.0  # SIGTERM promises an exit within 10 s
-_MAX_DEATHS = 2
-# One process per core with one thread each: processes that each take all cores slow each other four times.
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-@dataclass(kw_only=True)
-class _Block:
-    files: pa.Table
-    deaths: int = 0
-
-
-@dataclass(kw_only=True)
-class _Worker:
-    process: Any
-    pipe: connection.Connection
-    block: _Block | None = None
-    ready: bool = field(default=False)
+_REAP_WAIT_S = 5.0
+_MAX_FAILED_STARTS = 2
 
 
 def score_blocks(
     plan: "ScorePlan", blocks: Iterable[pa.Table], *, num_workers: int | None, on_rows: Callable[[int], None]
 ) -> None:
-    """Score and commit every block of the listing; returns when all are committed.
+    """Score and commit every block of the listing, one process per core (or GPU); returns when all are committed.
 
     Raises:
         JobError: workers cannot start, or the output cannot be written.
         UsageError: the checkpoint cannot be loaded.
         StopRequested: SIGTERM; the workers have committed what they had finished.
     """
-    todo = deque(_Block(files=block) for block in blocks)
+    todo = list(blocks)
     most = num_workers or (max(1, num_local_gpus()) if plan.settings.is_cuda else usable_cpus())
-    pool = _Pool(plan, count=min(most, len(todo)), todo=todo, on_rows=on_rows)
+    pool = Pool(plan, size=min(most, len(todo)), on_rows=on_rows)
     try:
-        pool.run()
+        pool.run(todo)
     finally:
         pool.stop()
 
 
-class _Pool:
-    def __init__(self, plan: "ScorePlan", *, count: int, todo: deque[_Block], on_rows: Callable[[int], None]) -> None:
-        self._plan, self._todo, self._on_rows = plan, todo, on_rows
-        self._context = multiprocessing.get_context("spawn")
-        self._failed_starts = self._num_started = 0
-        self._workers = [self._start() for _ in range(count)]
+class SupervisedScorer:
+    """:class:`detector.scoring.stages.BlockScorer` in a process of its own, which may die: what a CPU actor of Ray runs.
 
-    def run(self) -> None:
-        """Hand out blocks until all are committed."""
+    Ray tells a crash from a lost node no better than by retrying for ever; a parent process sees how its child ended.
+    """
+
+    def __init__(self, plan: "ScorePlan") -> None:
+        self._pool = Pool(plan, size=1, on_rows=lambda _rows: None)
+
+    def __call__(self, files: pa.Table) -> pa.Table:
+        """Score and commit one block of the listing; one summary row for each part that it became.
+
+        Raises:
+            JobError: the process cannot start, or the output cannot be written.
+            UsageError: the checkpoint cannot be loaded.
+        """
+        return pa.Table.from_pylist(self._pool.run([files]), schema=SUMMARY_SCHEMA)
+
+
+class Pool:
+    """Scoring processes that are given blocks until all are committed. They stay for the next :meth:`run`."""
+
+    def __init__(self, plan: "ScorePlan", *, size: int, on_rows: Callable[[int], None]) -> None:
+        self._plan, self._on_rows = plan, on_rows
+        self._todo: deque[Block] = deque()
+        self._summaries: list[dict[str, Any]] = []
+        self._failed_starts = self._num_started = 0
+        self._workers = [self._start() for _ in range(size)]
+
+    def run(self, blocks: Iterable[pa.Table]) -> list[dict[str, Any]]:
+        """Score and commit blocks; the summary rows of the parts.
+
+        Raises:
+            JobError, UsageError: as :func:`score_blocks`.
+        """
+        self._todo.extend(Block(files=block) for block in blocks)
+        self._summaries = []
+        for worker in self._workers:
+            if worker.ready:
+                self._give(worker)
         while self._todo or any(worker.block for worker in self._workers):
             waitables = {worker.pipe: worker for worker in self._workers}
             for pipe in connection.wait(list(waitables)):
@@ -81,127 +93,67 @@ class _Pool:
                     self._handle(worker, worker.pipe.recv())
                 except (EOFError, ConnectionError):
                     self._replace(worker)
+        return self._summaries
 
-    def _start(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(self._plan, theirs, os.getpid()), daemon=True)
-        with _environment({**_ONE_THREAD, **self._gpu()}):
-            process.start()
-        theirs.close()
-        return _Worker(process=process, pipe=ours)
-
-    def _gpu(self) -> dict[str, str]:
-        """The GPU of the next worker: each sees one, in turn."""
+    def _start(self) -> Worker:
+        """The next worker; each sees one of the GPUs, in turn."""
         self._num_started += 1
         gpus = num_local_gpus() if self._plan.settings.is_cuda else 0
-        return {"CUDA_VISIBLE_DEVICES": str((self._num_started - 1) % gpus)} if gpus > 1 else {}
+        seen = {"CUDA_VISIBLE_DEVICES": str((self._num_started - 1) % gpus)} if gpus > 1 else {}
+        return Worker(self._plan, environment=seen)
 
-    def _handle(self, worker: _Worker, message: tuple[str, Any]) -> None:
+    def _handle(self, worker: Worker, message: tuple[str, Any]) -> None:
         kind, value = message
         if kind == "rows":
+            worker.num_done += value
             self._on_rows(value)
         elif kind == "usage":
             raise UsageError(value)
         elif kind == "failed":
             raise JobError(f"score: {value}; what is committed is kept, run the same command again")
         else:  # "ready" or "done"
+            if kind == "done":
+                self._summaries += value
             worker.block, worker.ready, self._failed_starts = None, True, 0
             self._give(worker)
 
-    def _give(self, worker: _Worker) -> None:
+    def _give(self, worker: Worker) -> None:
         if self._todo:
-            worker.block = self._todo.popleft()
-            with contextlib.suppress(OSError):  # a worker that died meanwhile is found by its closed pipe
-                worker.pipe.send(worker.block.files)
+            worker.give(self._todo.popleft())
 
-    def _replace(self, worker: _Worker) -> None:
-        worker.process.join(5)
-        log(f"a scoring process ended with {worker.process.exitcode}; its block is given to a new one")
+    def _replace(self, worker: Worker) -> None:
+        exit_code = worker.wait(_REAP_WAIT_S)
+        log(f"a scoring process ended with {exit_code}; its block is given to a new one")
         if not worker.ready:
             self._failed_starts += 1
-            if self._failed_starts > _MAX_DEATHS:
+            if self._failed_starts > _MAX_FAILED_STARTS:
                 raise JobError("score: scoring processes end while they start; is there enough memory?")
         self._workers.remove(worker)
+        worker.end(0)
         if worker.block is not None:
-            self._requeue(worker.block)
+            self._retry(worker.block, num_done=worker.num_done, exit_code=exit_code)
         self._workers.append(self._start())
 
-    def _requeue(self, block: _Block) -> None:
-        block.deaths += 1
-        count = block.files.num_rows
-        if block.deaths < _MAX_DEATHS:
-            self._todo.appendleft(block)
-        elif count > 1:
-            halves = (block.files.slice(0, count // 2), block.files.slice(count // 2))
-            self._todo.extendleft(_Block(files=half, deaths=1) for half in halves)
-        else:
-            self._give_up(block.files)
+    def _retry(self, block: Block, *, num_done: int, exit_code: int | None) -> None:
+        size = self._plan.settings.batch_size
+        verdict = after_death(block, num_done=num_done, batch_size=size, exit_code=exit_code)
+        self._on_rows(-num_done)
+        self._todo.extendleft(reversed(verdict.again))
+        if verdict.given_up is not None:
+            self._give_up(verdict.given_up)
 
     def _give_up(self, files: pa.Table) -> None:
-        """Commit the one row that ended every process that scored it."""
+        """Commit the rows that crashed every process that scored them."""
         from detector.scoring.stages import commit_failed
 
         text = "scoring this picture ended its process twice"
-        commit_failed(files, error=MODEL_FAILED, message=text, plan=self._plan)
+        summary = commit_failed(files, error=MODEL_FAILED, message=text, plan=self._plan)
+        self._summaries += summary.to_pylist()
         self._on_rows(files.num_rows)
 
     def stop(self) -> None:
         """End the workers; one that is in a block commits what it has finished of it first."""
         for worker in self._workers:
-            if worker.block is None:
-                worker.pipe.close()
-            if worker.process.is_alive():
-                with contextlib.suppress(OSError):
-                    os.kill(worker.process.pid, signal.SIGTERM)
+            worker.ask_to_stop()
         for worker in self._workers:
-            worker.process.join(_STOP_WAIT_S / max(1, len(self._workers)))
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.pipe.close()
-
-
-@contextlib.contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """Set variables that a child must see before it imports numpy and torch."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _work(plan: "ScorePlan", pipe: connection.Connection, parent: int) -> None:
-    """A worker's life: load the model, score the blocks that come, until the pipe closes or SIGTERM."""
-    stopping: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
-
-    def should_stop() -> bool:
-        return bool(stopping) or os.getppid() != parent
-
-    try:
-        from detector.scoring.stages import BlockScorer
-
-        scorer = BlockScorer(plan, should_stop=should_stop, on_rows=lambda rows: pipe.send(("rows", rows)))
-        pipe.send(("ready", None))
-        while not should_stop():
-            if not pipe.poll(0.5):
-                continue
-            files = pipe.recv()
-            if scorer(files)["rows"][0].as_py() == files.num_rows:  # asked to stop, it ends early: the rest is not done
-                pipe.send(("done", None))
-        scorer.close()
-    except UsageError as error:
-        _tell(pipe, "usage", str(error))
-    except (EOFError, ConnectionError):
-        return
-    except Exception as error:
-        _tell(pipe, "failed", f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error))
-
-
-def _tell(pipe: connection.Connection, kind: str, text: str) -> None:
-    with contextlib.suppress(OSError):
-        pipe.send((kind, text))
+            worker.end(_STOP_WAIT_S / max(1, len(self._workers)))

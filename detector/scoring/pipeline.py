@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,11 +28,14 @@ from ray.data.datasource import Datasource, ReadTask
 
 from detector.cluster import Cluster, interruptibly
 from detector.errors import JobError, UsageError
-from detector.scoring.stages import BlockDecoder, BlockScorer, DecodedScorer, ScorePlan
+from detector.models.openvino_cache import files_to_ship
+from detector.scoring.local import SupervisedScorer
+from detector.scoring.stages import BlockDecoder, DecodedScorer, ScorePlan
+from detector.scoring.worker import from_ipc, to_ipc
 
 _MARK = "stage-error:"
 _AGAIN = "what is committed is kept, run the same command again"
-_NO_PROGRESS_S = 300  # a hang becomes an error that names the operators
+_NO_PROGRESS_S = 300  # a hang, or an actor that dies at every try, becomes an error that names the operators
 _PIXEL_BLOCK_ROWS = 256  # 150 KB a row: what one decoded block may hold of the object store
 
 
@@ -45,6 +49,7 @@ class Resources:
     num_decoders: int = 0
     decoder_cpus: float = 0.0
     decode_hosts: bool = False
+    scorer_threads: int = 1
 
     @property
     def split(self) -> bool:
@@ -85,6 +90,7 @@ def _gpu_resources(cluster: Cluster, num_scorers: int | None, per_gpu: float) ->
         num_decoders=min(decoders, int(cluster.decode)) if cluster.decode >= 1 else decoders,
         decoder_cpus=min(1.0, left),
         decode_hosts=cluster.decode >= 1,
+        scorer_threads=2,  # while one block is committed, the next keeps the GPU busy
     )
 
 
@@ -119,8 +125,10 @@ def build(plan: ScorePlan, blocks: list[pa.Table], *, resources: Resources) -> r
     if resources.decode_hosts:
         where["resources"] = {"decode": 1}
     decoded = _pool(_read(blocks, **where), _Decode, shipped, size=resources.num_decoders, **where)
-    options = {"num_gpus": resources.scorer_gpus, "batch_size": _PIXEL_BLOCK_ROWS} if resources.scorer_gpus else {}
-    return _pool(decoded, _ScoreDecoded, shipped, size=resources.num_scorers, num_cpus=resources.scorer_cpus, **options)
+    options: dict[str, Any] = {"num_cpus": resources.scorer_cpus, "threads": resources.scorer_threads}
+    if resources.scorer_gpus:
+        options |= {"num_gpus": resources.scorer_gpus, "batch_size": _PIXEL_BLOCK_ROWS}
+    return _pool(decoded, _ScoreDecoded, shipped, size=resources.num_scorers, **options)
 
 
 def _configure() -> None:
@@ -131,8 +139,13 @@ def _configure() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would say is raised too, and said once
 
 
-def _pool(data: ray.data.Dataset, stage: type, shipped: "_Shipped", *, size: int, **options: Any) -> ray.data.Dataset:
-    compute = ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
+def _pool(
+    data: ray.data.Dataset, stage: type, shipped: "_Shipped", *, size: int, threads: int = 1, **options: Any
+) -> ray.data.Dataset:
+    several: dict[str, Any] = (
+        {"max_concurrent_calls_per_actor": threads, "enable_true_multi_threading": True} if threads > 1 else {}
+    )
+    compute = ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=threads + 1, **several)
     options.setdefault("batch_size", None)
     return data.map_batches(
         stage, fn_constructor_args=(shipped,), compute=compute, batch_format="pyarrow", zero_copy_batch=True, **options
@@ -145,7 +158,7 @@ def _pieces(block: pa.Table, rows: int) -> Iterator[pa.Table]:
 
 def _read(blocks: list[pa.Table], **options: Any) -> ray.data.Dataset:
     """A source with exactly one read task per block; the same resources as its consumer let Ray fuse the two."""
-    source = _ListingSource([_to_bytes(block) for block in blocks], [block.num_rows for block in blocks])
+    source = _ListingSource([to_ipc(block) for block in blocks], [block.num_rows for block in blocks])
     return ray.data.read_datasource(source, override_num_blocks=len(blocks), **options)
 
 
@@ -177,27 +190,18 @@ class _Reader:
     block: bytes
 
     def __call__(self) -> list[pa.Table]:
-        return [pa.ipc.open_stream(self.block).read_all()]
-
-
-def _to_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+        return [from_ipc(self.block)]
 
 
 class _Shipped:
     """A plan whose checkpoint travels with it, through the object store, to nodes that cannot see its folder."""
 
     def __init__(self, plan: ScorePlan) -> None:
-        folder = plan.checkpoint.path
         files = {}
         if len([node for node in ray.nodes() if node["Alive"]]) > 1:
-            for name in sorted(os.listdir(folder)):
-                if name.endswith((".json", ".safetensors")):
-                    with open(os.path.join(folder, name), "rb") as file:
-                        files[name] = file.read()
+            for name, path in _files_of(plan).items():
+                with open(path, "rb") as file:
+                    files[name] = file.read()
         self._plan, self._files = plan, ray.put(files) if files else None
 
     def unpack(self) -> ScorePlan:
@@ -207,9 +211,18 @@ class _Shipped:
         folder = tempfile.mkdtemp(prefix="checkpoint-")  # never a folder of this node: it may hold other weights
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         for name, data in ray.get(self._files).items():
+            os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(data)
         return replace(self._plan, checkpoint=replace(self._plan.checkpoint, path=folder))
+
+
+def _files_of(plan: ScorePlan) -> dict[str, str]:
+    """What a node needs of the checkpoint: name below its folder → path. A converted model replaces the weights."""
+    folder, converted = plan.checkpoint.path, plan.settings.backend == "openvino"
+    endings = (".json",) if converted else (".json", ".safetensors")
+    files = {name: os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(endings)}
+    return files | files_to_ship(plan.checkpoint, plan.settings) if converted else files
 
 
 class StageError(RuntimeError):
@@ -224,19 +237,21 @@ class _Stage:
     def __init__(self, shipped: _Shipped) -> None:
         self._shipped = shipped
         self._ready: Callable[[pa.Table], pa.Table] | None = None
+        self._lock = threading.Lock()  # several threads may call, and one of them builds
 
     def __call__(self, block: pa.Table) -> pa.Table:
         try:
-            if self._ready is None:
-                self._ready = type(self).stage(self._shipped.unpack())
+            with self._lock:
+                if self._ready is None:
+                    self._ready = type(self).stage(self._shipped.unpack())
             return self._ready(block)
-        except (UsageError, OSError) as error:
-            kind = "usage" if isinstance(error, UsageError) else "output"
+        except (UsageError, JobError, OSError) as error:
+            kind = {UsageError: "usage", JobError: "job"}.get(type(error), "output")
             raise StageError(_MARK + json.dumps({"kind": kind, "message": str(error)})) from error
 
 
 class _Score(_Stage):
-    stage = BlockScorer
+    stage = SupervisedScorer
 
 
 class _Decode(_Stage):
@@ -254,8 +269,8 @@ def _explained(error: BaseException) -> Exception:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return JobError(f"score: the Ray graph failed ({type(error).__name__}: {lines[0][:300] if lines else ''}); {_AGAIN}")
     reason = json.loads(found[1])
-    if reason["kind"] == "usage":
-        return UsageError(reason["message"])
+    if reason["kind"] != "output":
+        return {"usage": UsageError, "job": JobError}[reason["kind"]](reason["message"])
     return JobError(f"score: {reason['message']}; {_AGAIN}")
 
 

@@ -99,8 +99,11 @@ def quoted(value: str | None) -> str:
 
 def _prediction_lines(scored: pa.Table) -> Iterator[list[str]]:
     for batch in scored.select(["score", "label", "filename"]).to_batches(max_chunksize=_ROWS_AT_ONCE):
-        columns = zip(batch["score"].to_pylist(), batch["label"].to_pylist(), batch["filename"].to_pylist(), strict=True)
-        yield [f"{score:.6f},{label},{quoted(name)}\n" for score, label, name in columns]
+        names = batch["filename"].to_pylist()
+        for row in np.flatnonzero(pc.match_substring_regex(batch["filename"], _NEEDS_QUOTES).to_numpy(zero_copy_only=False)):
+            names[row] = quoted(names[row])  # few names need it, and looking at each in Python took half of all the time
+        columns = zip(batch["score"].to_pylist(), batch["label"].to_pylist(), names, strict=True)
+        yield [f"{score:.6f},{label},{name}\n" for score, label, name in columns]
 
 
 def _text_lines(table: pa.Table, names: tuple[str, ...]) -> Iterator[list[str]]:

@@ -22,9 +22,10 @@ from detector.cli import EXIT_TOO_MANY_ERRORS
 from detector.cluster import Cluster, connect, wanted_address
 from detector.errors import LockedError, UsageError
 from detector.images.listing import Listing, list_images, raw_name
-from detector.images.pixels import DECODER_MODE, DecodeLimits
+from detector.images.pixels import DECODERS, DecodeLimits
 from detector.models.checkpoint import Checkpoint, inspect_checkpoint
 from detector.models.devices import DeviceSettings, gpu_kind, local_device_kind, resolve_settings
+from detector.models.openvino_cache import ensure_converted
 from detector.progress import Progress, log
 from detector.scoring import ledger, publish
 from detector.scoring.config import ScoreConfig
@@ -63,6 +64,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
             config.images, include=config.include, exclude=config.exclude, limit=config.limit, output=config.out
         )
         checkpoint = inspect_checkpoint(_model_folder(config), ai_class=config.ai_class)
+        checkpoint.require_decode_mode(config.decode)
         _say_listed(listing)
         run = _Run(config=config, run=runs.new_run_id(), started=started, store=store, checkpoint=checkpoint, listing=listing)
         address = wanted_address(config.ray_address) if config.engine == "ray" else None
@@ -113,13 +115,7 @@ def _output(config: ScoreConfig) -> Iterator[Store]:
 
 def _score(run: _Run, cluster: Cluster | None) -> dict[str, Any]:
     settings = _settings(run.config, cluster)
-    fingerprint = run.checkpoint.fingerprint(
-        precision=settings.precision,
-        batch_size=settings.batch_size,
-        device=settings.kind,
-        decoder=DECODER_MODE,
-        backend=run.config.backend,
-    )
+    fingerprint = run.checkpoint.fingerprint(decoder=DECODERS[run.config.decode], **settings.facts())
     done = ledger.read_parts(run.store, fingerprint, columns=ledger.LEDGER_COLUMNS)
     files = run.listing.files
     pending = np.arange(files.num_rows) if run.config.rescore else ledger.pending_rows(files, done)
@@ -133,12 +129,12 @@ def _score(run: _Run, cluster: Cluster | None) -> dict[str, Any]:
 
 
 def _settings(config: ScoreConfig, cluster: Cluster | None) -> DeviceSettings:
-    on_gpu = config.gpus_per_scorer != 0
+    on_gpu = config.wants_gpus
     if cluster is not None:
         kind = gpu_kind(cluster.gpu_name) if cluster.gpus and on_gpu else _cpu_kind()
     else:
         kind = local_device_kind() if on_gpu else _cpu_kind()
-    return resolve_settings(kind=kind, batch_size=config.batch_size, precision=config.precision)
+    return resolve_settings(kind=kind, batch_size=config.batch_size, precision=config.precision, backend=config.backend)
 
 
 def _cpu_kind() -> str:
@@ -149,11 +145,15 @@ def _run_engine(run: _Run, cluster: Cluster | None, settings: DeviceSettings, fi
     """Score the pending files; the seconds that it took."""
     if not files.num_rows:
         return 0.0
-    config, start = run.config, time.monotonic()
+    config = run.config
+    if settings.backend == "openvino":
+        ensure_converted(run.checkpoint, settings)
+    start = time.monotonic()
     limits = DecodeLimits(timeout_s=config.timeout_s, memory_bytes=config.memory_mb * 2**20)
     plan = ScorePlan(
-        store=run.store, run=run.run, fingerprint=fingerprint, checkpoint=run.checkpoint, settings=settings, limits=limits
-    )
+        store=run.store, run=run.run, fingerprint=fingerprint, checkpoint=run.checkpoint, settings=settings, limits=limits,
+        decode=config.decode,
+    )  # fmt: skip
     rows = block_rows(files.num_rows, settings.batch_size)
     blocks = [files.slice(at, rows) for at in range(0, files.num_rows, rows)]
     with Progress(total=files.num_rows, label="score") as progress:
@@ -173,7 +173,10 @@ def _score_on(cluster: Cluster, plan: ScorePlan, blocks: list[pa.Table], config:
     from detector.scoring import pipeline
 
     resources = pipeline.plan_resources(
-        cluster, num_scorers=config.scorers, gpus_per_scorer=config.gpus_per_scorer, num_blocks=len(blocks)
+        cluster,
+        num_scorers=config.scorers,
+        gpus_per_scorer=config.gpus_per_scorer if config.wants_gpus else 0.0,
+        num_blocks=len(blocks),
     )
     pipeline.score_blocks(plan, blocks, resources=resources, on_rows=progress.advance)
 
@@ -237,11 +240,8 @@ def _model_facts(run: _Run, settings: DeviceSettings, fingerprint: str) -> dict[
         "name": run.checkpoint.name,
         "fingerprint": fingerprint,
         "identity": run.checkpoint.identity,
-        "precision": settings.precision,
-        "batch_size": settings.batch_size,
-        "device": settings.kind,
-        "decoder": DECODER_MODE,
-        "backend": run.config.backend,
+        **settings.facts(),
+        "decoder": DECODERS[run.config.decode],
         "transform": run.checkpoint.transform.to_dict(),
         "ai_index": run.checkpoint.label_map.ai_index,
     }

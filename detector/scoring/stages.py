@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from detector.images.transforms import EvaluationTransform, ShapeError
 from detector.labels import Label
 from detector.models.checkpoint import Checkpoint
 from detector.models.devices import DeviceSettings
-from detector.models.predictor import ModelError, Predictor
+from detector.models.predictor import BatchPredictor, ModelError, load_predictor
 from detector.scoring.rows import FACTS, MODEL_FAILED, PARTS_SCHEMA, SUMMARY_SCHEMA, one_chunk
 from detector.storage import Store
 
@@ -34,6 +35,11 @@ class ScorePlan:
     checkpoint: Checkpoint
     settings: DeviceSettings
     limits: DecodeLimits
+    decode: str = "full"
+
+    def decoder(self) -> Decoder:
+        """A decoder of its own for one worker."""
+        return Decoder(self.limits, at_least=self.checkpoint.transform.scaled_minimum if self.decode == "scaled" else None)
 
 
 def decode_blocks(decoder: Decoder, transform: EvaluationTransform, files: pa.Table, *, rows: int) -> Iterator[pa.Table]:
@@ -85,19 +91,17 @@ def _binary_column(pixels: np.ndarray, valid: np.ndarray) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(pixels.shape[1]), len(pixels), [mask, pa.py_buffer(pixels)])
 
 
-def score_block(predictor: Predictor, decoded: pa.Table, *, plan: ScorePlan) -> pa.Table:
+def score_block(predictor: BatchPredictor, decoded: pa.Table, *, plan: ScorePlan) -> pa.Table:
     """Score a decoded table of any length in the model's fixed batches; rows of PARTS_SCHEMA plus the listing's identity."""
     good = np.flatnonzero(decoded["error"].is_null().to_numpy())
     pixels = _pixels(decoded["pixels"], predictor.transform.input_size)
     p_ai = np.full(decoded.num_rows, np.nan, dtype=np.float32)
     failures: dict[int, str] = {}
-    for start in range(0, len(good), plan.settings.batch_size):
-        chosen = good[start : start + plan.settings.batch_size]
-        np.take(pixels, chosen, axis=0, out=predictor.batch[: len(chosen)])
-        try:
-            p_ai[chosen] = predictor.predict(len(chosen))
-        except ModelError as error:
-            failures.update({int(row): str(error) for row in chosen})
+    for chosen, outcome in predictor.stream(pixels, good):
+        if isinstance(outcome, ModelError):
+            failures.update({int(row): str(outcome) for row in chosen})
+        else:
+            p_ai[chosen] = outcome
     failures.update({int(r): "the model gave no finite number" for r in good if np.isnan(p_ai[r]) and int(r) not in failures})
     return _scored_table(decoded, p_ai, failures, plan)
 
@@ -133,10 +137,9 @@ def _scored_table(decoded: pa.Table, p_ai: np.ndarray, failures: dict[int, str],
 
 def part_name(fingerprint: str, rows: pa.Table) -> str:
     """Where a block is committed: a hash of its rows' identities, so that a retried block writes the same name."""
-    identity = hashlib.sha256(fingerprint.encode())
     keys = zip(rows["filename"].to_pylist(), rows["listed_bytes"].to_pylist(), _ticks(rows["listed_modified"]), strict=True)
-    for name, size, modified in sorted(keys, key=lambda key: key[0]):
-        identity.update(f"{len(name)}:{name}|{size}|{modified}\n".encode())
+    lines = (f"{len(name)}:{name}|{size}|{modified}\n" for name, size, modified in sorted(keys, key=itemgetter(0)))
+    identity = hashlib.sha256((fingerprint + "".join(lines)).encode())
     return f"parts/{fingerprint}/{identity.hexdigest()[:32]}.parquet"
 
 
@@ -170,8 +173,8 @@ class BlockScorer:
         on_rows: Callable[[int], None] = lambda _rows: None,
     ) -> None:
         self._plan, self._should_stop, self._on_rows = plan, should_stop, on_rows
-        self._predictor = Predictor.load(plan.checkpoint, plan.settings)
-        self._decoder = Decoder(plan.limits)
+        self._predictor = load_predictor(plan.checkpoint, plan.settings)
+        self._decoder = plan.decoder()
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Score and commit one block of the listing; when asked to stop, what is finished of it.
@@ -213,7 +216,7 @@ class BlockDecoder:
     """The first stage alone: what a CPU actor runs where the model is on another device."""
 
     def __init__(self, plan: ScorePlan) -> None:
-        self._plan, self._decoder = plan, Decoder(plan.limits)
+        self._plan, self._decoder = plan, plan.decoder()
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Decode one block of the listing; see :func:`decode_blocks` for the columns."""
@@ -225,7 +228,7 @@ class DecodedScorer:
 
     def __init__(self, plan: ScorePlan) -> None:
         self._plan = plan
-        self._predictor = Predictor.load(plan.checkpoint, plan.settings)
+        self._predictor = load_predictor(plan.checkpoint, plan.settings)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Score and commit one decoded block; the one-row summary."""

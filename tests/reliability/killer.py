@@ -41,7 +41,7 @@ def write(self, name, writer):
     _write(self, name, watched)
 
 
-# Spawned workers import this file again, so they are patched too.
+# Scoring processes import this file through hooks/sitecustomize.py.
 os.replace = replace
 storage.LocalStore.write = write
 

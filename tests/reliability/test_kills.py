@@ -39,7 +39,8 @@ def readable(out):
 
 def kill_at(point, name, count, flags):
     killer = os.path.join(os.path.dirname(os.path.abspath(__file__)), "killer.py")
-    env = {**os.environ, "KILL_POINT": point, "KILL_NAME": name, "KILL_COUNT": str(count), "PYTHONPATH": ROOT}
+    env = {**os.environ, "KILL_POINT": point, "KILL_NAME": name, "KILL_COUNT": str(count)}
+    env["PYTHONPATH"] = os.pathsep.join((ROOT, os.path.join(os.path.dirname(killer), "hooks")))
     command = [sys.executable, killer, *map(str, flags)]
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, start_new_session=True, check=False, timeout=200

@@ -8,8 +8,6 @@ import psutil
 
 from tests.scoring.test_local import start
 
-SCORERS = {"local": "spawn_main", "ray": "MapWorker"}
-
 
 class Watched:
     """A finished run: how it ended, and the process ids of everything that scored for it."""
@@ -18,17 +16,17 @@ class Watched:
         begun = time.monotonic()
         process = start(*flags, "--engine", engine)
         self.scorers, ended = set(), threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(process.pid, SCORERS[engine], ended))
+        watcher = threading.Thread(target=self._watch, args=(process.pid, ended))
         watcher.start()
         self.stdout, self.stderr = process.communicate(timeout=280)
         ended.set()
         watcher.join()
         self.seconds, self.returncode = time.monotonic() - begun, process.returncode
 
-    def _watch(self, pid, mark, ended):
+    def _watch(self, pid, ended):
         while not ended.wait(0.1):
             with contextlib.suppress(psutil.Error):
                 for child in psutil.Process(pid).children(recursive=True):
                     with contextlib.suppress(psutil.Error):
-                        if mark in " ".join(child.cmdline()):
+                        if "detector.scoring.worker" in " ".join(child.cmdline()):
                             self.scorers.add(child.pid)

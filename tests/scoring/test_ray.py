@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from dataclasses import replace
 
 import psutil
 import pyarrow.parquet as pq
@@ -61,8 +62,9 @@ def test_graphs_for_cpus_and_for_gpus(folder, model, undisturbed, tmp_path):
     blocks = [listing.files.slice(at, 16) for at in range(0, listing.files.num_rows, 16)]
     one = pipeline.Resources(num_scorers=1, scorer_cpus=1.0, scorer_gpus=0.0)
     two = pipeline.Resources(num_scorers=1, scorer_cpus=0.9, scorer_gpus=0.0, num_decoders=1, decoder_cpus=1.0)
+    threads = replace(two, scorer_threads=2)
     with connect(None, num_cpus=2):
-        for name, resources, operators in (("one", one, 1), ("two", two, 2)):
+        for name, resources, operators in (("one", one, 1), ("two", two, 2), ("threads", threads, 2)):
             plan = plan_of(tmp_path / name, model)
             graph = pipeline.build(plan, blocks, resources=resources).materialize()
             names = [line.split(":", 1)[0] for line in graph.stats().splitlines() if line.startswith("Operator ")]
@@ -110,7 +112,7 @@ def kill_one(pid, rng):
             name = " ".join(child.cmdline())
         except psutil.Error:
             continue
-        if "MapWorker" in name or "decoder_child" in name:
+        if any(mark in name for mark in ("MapWorker", "scoring.worker", "decoder_child")):
             victims.append(child)
     if not victims:
         return 0

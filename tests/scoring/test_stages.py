@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -11,7 +10,6 @@ from detector.images.pixels import DecodeLimits
 from detector.models.checkpoint import inspect_checkpoint
 from detector.models.devices import resolve_settings
 from detector.scoring import ledger, stages
-from detector.scoring.local import _Block, _Pool
 from detector.storage import open_store
 
 
@@ -83,31 +81,6 @@ def test_being_asked_to_stop_commits_what_is_finished(plan, files):
     scorer.close()
     assert summary["rows"] == 16
     assert ledger.pending_rows(files, rows_of(plan)).tolist() == list(range(16, 40))
-
-
-def test_a_block_that_ends_its_workers_is_cut_down_to_the_row(plan, files):
-    """Without any process: every hand-out of a block with the poison row in it counts as a death."""
-    poison = files["filename"][13].as_py()
-    pool = _Pool.__new__(_Pool)
-    pool._plan, pool._todo, pool._on_rows, deaths = (
-        plan,
-        __import__("collections").deque([_Block(files=files)]),
-        lambda _rows: None,
-        0,
-    )
-    survivors = []
-    while pool._todo:
-        block = pool._todo.popleft()
-        if poison in block.files["filename"].to_pylist():
-            deaths += 1
-            pool._requeue(block)
-        else:
-            survivors += block.files["filename"].to_pylist()
-    assert sorted(survivors) == sorted(set(files["filename"].to_pylist()) - {poison})
-    rows = pq.read_table(plan.store.open(f"parts/{plan.fingerprint}/{plan.store.names(f'parts/{plan.fingerprint}')[0]}"))
-    assert rows["filename"].to_pylist() == [poison]
-    assert rows["error"].to_pylist() == ["model_failed"]
-    assert deaths <= 14
 
 
 def test_a_picture_that_preprocessing_cannot_take_is_one_error(plan, tmp_path, folder):
