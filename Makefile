@@ -29,6 +29,9 @@ soak: install
 
 bench: install
 	$(PY) -m benchmarks.run
+	$(PY) -m benchmarks.decoding
+	$(PY) -m benchmarks.capacity
+	$(PY) -m benchmarks.training
 
 lint: install
 	$(PY) -m ruff check .

@@ -15,8 +15,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from benchmarks.measure import Cost, machine, run, summary
-from detector import runs
+from benchmarks.measure import Cost, heading, run, save, summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,9 @@ class Flags:
     """Interleaved rounds."""
     out: str = "benchmarks/results"
     """Folder for the table."""
-    ways: tuple[str, ...] = ("local", "ray", "loop", "naive", "batched")
+    ways: tuple[str, ...] = (
+        "loop", "local", "ray", "loop-openvino", "local-openvino", "naive", "batched", "dataloader", "dataloader-bf16", "recipe"
+    )  # fmt: skip
     """Which ways to measure."""
 
 
@@ -40,10 +41,17 @@ def commands(folder: str, model: str, work: str) -> dict[str, list[str]]:
     fresh = tempfile.mkdtemp(dir=work)
     score = [sys.executable, "-m", "jobs.score", "--images", folder, "--model", model, "--out", f"{fresh}/out"]
     naive = [sys.executable, "-m", "benchmarks.naive", folder, model, f"{fresh}/out.csv"]
+    loop = [sys.executable, "-m", "benchmarks.loop", folder, model, f"{fresh}/out.csv"]
+    loader = [sys.executable, "-m", "benchmarks.dataloader", folder, model, f"{fresh}/out.csv"]
     return {
         "local": [*score, "--engine", "local"],
         "ray": [*score, "--engine", "ray"],
-        "loop": [sys.executable, "-m", "benchmarks.loop", folder, model, f"{fresh}/out.csv"],
+        "local-openvino": [*score, "--engine", "local", "--backend", "openvino"],
+        "loop": [*loop, "torch"],
+        "loop-openvino": [*loop, "openvino"],
+        "dataloader": [*loader, "pillow", "fp32"],
+        "dataloader-bf16": [*loader, "torchvision", "bf16"],
+        "recipe": [sys.executable, "-m", "benchmarks.ray_recipe", folder, model, f"{fresh}/csv"],
         "naive": [*naive, "1"],
         "batched": [*naive, "16"],
     }
@@ -78,6 +86,8 @@ def main(flags: Flags) -> None:
     """Measure and write."""
     with tempfile.TemporaryDirectory() as work:
         model = save_model(f"{work}/model")
+        if any(way.endswith("openvino") for way in flags.ways):  # converted once, as for a user, before anything is measured
+            run(commands(write_pictures(f"{work}/one", 1), model, work)["local-openvino"], log=f"{work}/log")
         folders = {count: write_pictures(f"{work}/{count}", count) for count in (flags.small, flags.large)}
         costs: dict[tuple[str, int], list[Cost]] = {(way, count): [] for way in flags.ways for count in folders}
         for repeat in range(flags.repeats):
@@ -86,11 +96,7 @@ def main(flags: Flags) -> None:
                     cost = run(commands(folder, model, work)[way], log=f"{work}/log")
                     costs[way, count].append(cost)
                     print(f"round {repeat + 1} {way} {count}: {cost.cpu_s:.1f} CPU-s, {cost.wall_s:.1f} s", file=sys.stderr)
-    os.makedirs(flags.out, exist_ok=True)
-    path = os.path.join(flags.out, f"scoring-{runs.now_utc():%Y-%m-%d}.md")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(table(flags, costs))
-    print(path)
+    print(save(table(flags, costs), flags.out, "scoring"))
 
 
 def slopes(flags: Flags, costs: dict[tuple[str, int], list[Cost]], way: str, what: str) -> list[float]:
@@ -99,32 +105,39 @@ def slopes(flags: Flags, costs: dict[tuple[str, int], list[Cost]], way: str, wha
     return [1000 * (getattr(big, what) - getattr(little, what)) / (flags.large - flags.small) for big, little in pairs]
 
 
+def ratio(flags: Flags, costs: dict[tuple[str, int], list[Cost]], other: str, way: str, what: str) -> str:
+    """How many times dearer ``other`` is than ``way``: median and range over the rounds."""
+    if other not in flags.ways or other == way:
+        return "–"
+    pairs = zip(slopes(flags, costs, other, what), slopes(flags, costs, way, what), strict=True)
+    return summary([theirs / ours for theirs, ours in pairs]) + " ×"
+
+
 def table(flags: Flags, costs: dict[tuple[str, int], list[Cost]]) -> str:
     """The results as Markdown."""
     lines = [
-        "# Scoring against the alternatives",
-        "",
-        f"{machine()}.",
+        *heading("Scoring against the alternatives", "benchmarks.run"),
         f"Swin-tiny, random weights; JPEGs, half 1 MP and half 3 MP; {flags.small} and {flags.large} pictures.",
-        f"{flags.repeats} interleaved rounds; median (range). Command: `make bench`.",
+        f"{flags.repeats} interleaved rounds; median (range).",
         "",
-        "| way | CPU-ms a picture | wall-ms a picture | naive ÷ it, CPU | loop ÷ it, CPU | fixed CPU-s | peak PSS, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| way | CPU-ms a picture | wall-ms | naive ÷ it, CPU | wall | loop ÷ it, CPU | wall | fixed CPU-s | PSS, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for way in flags.ways:
         cpu, wall = (slopes(flags, costs, way, what) for what in ("cpu_s", "wall_s"))
         middle = statistics.median(cpu)
-        ratios = [f"{statistics.median(slopes(flags, costs, other, 'cpu_s')) / middle:.2f} ×" if other in flags.ways else "–"
-                  for other in ("naive", "loop")]  # fmt: skip
+        bound = "loop-openvino" if way.endswith("openvino") else "loop"
+        ratios = [ratio(flags, costs, other, way, what) for other in ("naive", bound) for what in ("cpu_s", "wall_s")]
         fixed = [cost.cpu_s - flags.small * middle / 1000 for cost in costs[way, flags.small]]
         peak = statistics.median([cost.peak_pss_bytes / 1e6 for cost in costs[way, flags.large]])
-        lines.append(
-            f"| {way} | {summary(cpu)} | {summary(wall)} | {ratios[0]} | {ratios[1]} | {summary(fixed)} | {peak:.0f} |"
-        )
+        lines.append(f"| {way} | {summary(cpu)} | {summary(wall)} | {' | '.join(ratios)} | {summary(fixed)} | {peak:.0f} |")
     lines += [
         "",
-        "local, ray: this project's two engines. loop: a hand-written loop in one process per core, without hashing, protected",
-        "decoding or resume. naive: transformers' pipeline in fp32, one picture at a time; batched: the same in batches of 16.",
+        "local, ray: this project's two engines; -openvino: with that back-end. loop: a hand-written loop in one process per",
+        "core, without hashing, protected decoding or resume. naive: transformers' pipeline in fp32, one picture at a time;",
+        "batched: the same in batches of 16. dataloader: PyTorch's, two workers, Pillow, fp32; dataloader-bf16: torchvision's",
+        "decoder and bf16. recipe: Ray's documented batch inference (read_images, fp32).",
+        "Ratios are taken round by round; above 1 means that the other way is dearer.",
     ]
     return "\n".join(lines) + "\n"
 
