@@ -67,7 +67,8 @@ _ISPE = re.compile(rb"ispe\0\0\0\0(.{8})", re.DOTALL)
 
 _JPEG_SOS, _JPEG_EOI = 0xDA, 0xD9
 _JPEG_SEQUENTIAL = {0xC0, 0xC1}
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # in entropy-coded data FF00 and RSTn are no markers
+# In entropy-coded data FF00 and RSTn are no markers; TEM (01) has no length.
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\x01\xff\xd0-\xd7]")
 
 # Channels of the PNG colour types that need no palette; and the text that tools write behind the picture.
 _PNG_CHANNELS = {0: 1, 2: 3, 6: 4}

@@ -110,7 +110,7 @@ class _Lane:
 
         pin = device.type == "cuda"
         self.host = torch.zeros(shape, dtype=torch.uint8, pin_memory=pin)
-        self.device = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.device = torch.empty(shape, dtype=torch.uint8, device=device)  # no fill that a first copy could meet
         self.answers = torch.zeros(shape[0], dtype=torch.float32, pin_memory=pin)
         self.ticket: Ticket | None = None
 

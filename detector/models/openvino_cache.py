@@ -20,7 +20,7 @@ from typing import Any
 
 from detector import runs
 from detector.cli import EXIT_USAGE
-from detector.errors import UsageError
+from detector.errors import JobError, UsageError
 from detector.models.checkpoint import Checkpoint, sha256_of
 from detector.models.devices import DeviceSettings, openvino_version
 from detector.progress import log
@@ -28,6 +28,7 @@ from detector.progress import log
 FOLDER = "openvino"
 GRAPH, NUMBERS, ENTRY = "model.xml", "model.bin", "entry.json"
 _FORM = 1  # raised when the same checkpoint must be converted in another way
+_KEEP_TRIES = 3
 _UNFINISHED = ".converting-"
 _STALE_S = 3600.0  # a conversion takes a minute: what is older was left by one that was killed
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
@@ -150,6 +151,8 @@ def _convert(checkpoint: Checkpoint, settings: DeviceSettings, folder: str) -> N
         reason = lines[-1] if lines else f"its process ended with {done.returncode}; is there enough memory?"
         if done.returncode == EXIT_USAGE:  # torch could not load it either
             raise UsageError(reason)
+        if done.returncode < 0:
+            raise JobError(f"the conversion for OpenVINO failed: {reason}")
         raise UsageError(f"OpenVINO cannot convert {checkpoint.name}: {reason}; leave out --backend openvino")
     log(f"converted in {time.monotonic() - begun:.0f} s")
 
@@ -159,10 +162,17 @@ def _keep(made: str, folder: str, key: str) -> str:
     digests = {name: sha256_of(os.path.join(made, name)) for name in (GRAPH, NUMBERS)}
     with open(os.path.join(made, ENTRY), "w", encoding="utf-8") as file:
         json.dump({"key": key, "openvino": openvino_version(), "sha256": digests}, file)
-    if not _is_whole(folder, key):
-        shutil.rmtree(folder, ignore_errors=True)  # torn
-        os.rename(made, folder)
-    return folder
+    for _ in range(_KEEP_TRIES):
+        try:
+            os.rename(made, folder)
+        except OSError:
+            if _is_whole(folder, key):
+                return folder
+            with contextlib.suppress(OSError):  # torn, and out of the way by one rename: another job may look at it too
+                os.rename(folder, os.path.join(os.path.dirname(made), "torn"))
+        else:
+            return folder
+    raise JobError(f"the converted model cannot be moved to {folder}: delete that folder and run the same command again")
 
 
 def _clean(parent: str) -> None:

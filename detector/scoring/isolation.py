@@ -2,9 +2,9 @@
 
 A process that *crashed* (a signal of its own making, an exit nobody asked for) was perhaps killed by a picture of the batch
 that it was scoring: each of those rows is tried once more, alone, and what crashes its process again is ``model_failed``. So no
-picture is tried more than twice. A process that was *ended* from outside (SIGKILL: a person, the kernel's memory killer, a node
-that goes) says nothing about a picture, since batches have one size and decoding has a process of its own: its block is tried
-again as it is, a few times.
+picture is tried more than twice. A process that was *ended* from outside (SIGKILL, or SIGTERM, on which it exits with 0: a
+person, the kernel's memory killer, a node that goes) says little about a picture, since batches have one size and decoding has
+a process of its own: its block is tried again as it is, a few times.
 """
 
 import signal
@@ -16,6 +16,11 @@ from detector.errors import JobError
 
 MAX_ENDED = 3  # a process killed that often at one block is taken for a crash
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+
+
+def ended_from_outside(exit_code: int | None) -> bool:
+    """Whether an exit code (negative for a signal, None if unknown) is that of a process that did not end by its own fault."""
+    return exit_code in {None, 0} or -(exit_code or 0) in _FROM_OUTSIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ def after_death(block: Block, *, num_done: int, batch_size: int, exit_code: int 
     """
     ended = block.ended + 1
     committing = num_done >= block.files.num_rows
-    if ended < MAX_ENDED and (committing or exit_code is None or -exit_code in _FROM_OUTSIDE):
+    if ended < MAX_ENDED and (committing or ended_from_outside(exit_code)):
         return Verdict(again=[replace(block, ended=ended)])
     if committing:
         raise JobError(f"score: scoring processes ended {ended} times while they wrote a block; is there enough memory?")

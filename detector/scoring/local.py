@@ -3,6 +3,7 @@
 A process that dies costs nothing but time; see :mod:`detector.scoring.isolation` for what becomes of its block.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from multiprocessing import connection
@@ -14,7 +15,7 @@ from detector.cluster import usable_cpus
 from detector.errors import JobError, UsageError
 from detector.models.devices import num_local_gpus
 from detector.progress import log
-from detector.scoring.isolation import Block, after_death
+from detector.scoring.isolation import Block, after_death, ended_from_outside
 from detector.scoring.rows import MODEL_FAILED, SUMMARY_SCHEMA
 from detector.scoring.worker import Worker
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 _STOP_WAIT_S = 8.0  # SIGTERM promises an exit within 10 s
 _REAP_WAIT_S = 5.0
-_MAX_FAILED_STARTS = 2
+_MAX_FAILED_STARTS, _MAX_KILLED_STARTS = 2, 10  # in a row; what kills from outside often stops again
+_MAX_KILLED_ROWS = 3  # rows in a row that were given up because their processes were killed: it is not the pictures
+_NO_MEMORY = "is there enough memory? What is committed is kept, run the same command again"
 
 
 def score_blocks(
@@ -71,7 +74,7 @@ class Pool:
         self._plan, self._on_rows = plan, on_rows
         self._todo: deque[Block] = deque()
         self._summaries: list[dict[str, Any]] = []
-        self._failed_starts = self._num_started = 0
+        self._failed_starts = self._killed_starts = self._killed_rows = self._num_started = 0
         self._workers = [self._start() for _ in range(size)]
 
     def run(self, blocks: Iterable[pa.Table]) -> list[dict[str, Any]]:
@@ -114,7 +117,9 @@ class Pool:
         else:  # "ready" or "done"
             if kind == "done":
                 self._summaries += value
-            worker.block, worker.ready, self._failed_starts = None, True, 0
+                self._killed_rows = 0
+            worker.block, worker.ready = None, True
+            self._failed_starts = self._killed_starts = 0
             self._give(worker)
 
     def _give(self, worker: Worker) -> None:
@@ -125,14 +130,21 @@ class Pool:
         exit_code = worker.wait(_REAP_WAIT_S)
         log(f"a scoring process ended with {exit_code}; its block is given to a new one")
         if not worker.ready:
-            self._failed_starts += 1
-            if self._failed_starts > _MAX_FAILED_STARTS:
-                raise JobError("score: scoring processes end while they start; is there enough memory?")
+            self._count_failed_start(ended_from_outside(exit_code))
         self._workers.remove(worker)
         worker.end(0)
         if worker.block is not None:
             self._retry(worker.block, num_done=worker.num_done, exit_code=exit_code)
         self._workers.append(self._start())
+        for idle in self._workers:
+            if idle.ready and idle.block is None:
+                self._give(idle)
+
+    def _count_failed_start(self, killed: bool) -> None:
+        self._failed_starts += not killed
+        self._killed_starts += killed
+        if self._failed_starts > _MAX_FAILED_STARTS or self._killed_starts > _MAX_KILLED_STARTS:
+            raise JobError(f"score: scoring processes end while they start; {_NO_MEMORY}")
 
     def _retry(self, block: Block, *, num_done: int, exit_code: int | None) -> None:
         size = self._plan.settings.batch_size
@@ -140,6 +152,9 @@ class Pool:
         self._on_rows(-num_done)
         self._todo.extendleft(reversed(verdict.again))
         if verdict.given_up is not None:
+            self._killed_rows += ended_from_outside(exit_code)
+            if self._killed_rows >= _MAX_KILLED_ROWS:
+                raise JobError(f"score: scoring processes are killed at every picture; {_NO_MEMORY}")
             self._give_up(verdict.given_up)
 
     def _give_up(self, files: pa.Table) -> None:
@@ -155,5 +170,6 @@ class Pool:
         """End the workers; one that is in a block commits what it has finished of it first."""
         for worker in self._workers:
             worker.ask_to_stop()
+        deadline = time.monotonic() + _STOP_WAIT_S
         for worker in self._workers:
-            worker.end(_STOP_WAIT_S / max(1, len(self._workers)))
+            worker.end(max(0.0, deadline - time.monotonic()))

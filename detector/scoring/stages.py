@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from detector import runs
 from detector.images.decoding import Decoded, Decoder
+from detector.images.found import clamp_ns
 from detector.images.pixels import DecodeLimits
 from detector.images.transforms import EvaluationTransform, ShapeError
 from detector.labels import Label
@@ -67,7 +68,7 @@ def _decoded_table(block: pa.Table, decoded: Iterator[Decoded], transform: Evalu
             except ShapeError as error:
                 picture = replace(picture, error="too_large", message=str(error), pixels=None)  # noqa: PLW2901
         found["bytes"].append(listed_bytes if picture.num_bytes is None else picture.num_bytes)
-        found["modified"].append(listed_modified if picture.modified_ns is None else picture.modified_ns)
+        found["modified"].append(listed_modified if picture.modified_ns is None else clamp_ns(picture.modified_ns))
         for name in ("error", "message", "sha256", "width", "height", "format"):
             found[name].append(getattr(picture, name))
     good = np.array([error is None for error in found["error"]], dtype=bool)

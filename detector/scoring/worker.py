@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from detector.errors import UsageError
+from detector.errors import JobError, UsageError
 from detector.scoring.isolation import Block
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def main(pipe: connection.Connection) -> None:
     except (EOFError, ConnectionError):
         return
     except Exception as error:
-        _tell(pipe, "failed", f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error))
+        plain = isinstance(error, OSError | JobError)
+        _tell(pipe, "failed", str(error) if plain else f"{type(error).__name__}: {error}")
 
 
 def _serve(plan: "ScorePlan", pipe: connection.Connection, should_stop: Any) -> None:
@@ -123,7 +124,10 @@ def _serve(plan: "ScorePlan", pipe: connection.Connection, should_stop: Any) -> 
         if not pipe.poll(_IDLE_CHECK_S):
             continue
         files = from_ipc(pipe.recv())
-        summary = scorer(files)
+        try:
+            summary = scorer(files)
+        except ConnectionError as error:  # of the output or a remote picture: that the caller is gone is noticed by the pipe
+            raise JobError(str(error)) from error
         if summary["rows"][0].as_py() == files.num_rows:  # asked to stop, it ends early: the rest is not done
             pipe.send(("done", summary.to_pylist()))
     scorer.close()

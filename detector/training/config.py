@@ -110,6 +110,8 @@ class TrainConfig:
     def recipe(self) -> dict[str, object]:
         """Everything that can change the result, to compare a resumed run with the one it continues."""
         left_out = {"out", "resume", "max_failures", "cache_mb", "loader_workers", "data"}
+        if self.decode == "full":  # as it was before there was a choice: such a training can still be resumed
+            left_out.add("decode")
         return {
             name: value
             for name, value in vars(self).items()

@@ -86,6 +86,10 @@ class Reporter(transformers.TrainerCallback):
 
     def on_epoch_end(self, _args: Any, _state: Any, _control: Any, lr_scheduler: Any = None, **_: Any) -> None:
         """Stop the clocks, and gather the epoch's loss from all workers."""
+        import torch
+
+        if torch.cuda.is_available():  # what is queued is not yet done
+            torch.cuda.synchronize()
         self._epoch = {
             "train_seconds": time.monotonic() - self._epoch_start,
             "train_cpu_seconds": time.process_time() - self._cpu_start,

@@ -65,7 +65,8 @@ def _train(task: Task) -> None:
     transformers.utils.logging.disable_progress_bar()
     if not task.use_gpu:
         torch.set_num_threads(1)  # training processes that each take all cores slow each other four times (measured)
-    if ray.train.get_context().get_world_size() == 1:
+    # With several GPUs in one process the Trainer would split batches among them, which --batch-size does not mean.
+    if ray.train.get_context().get_world_size() == 1 and torch.cuda.device_count() <= 1:
         _leave_group()
     transformers.set_seed(task.config.seed)
     classifier = load_base(_base_here(task.base))

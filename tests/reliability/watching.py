@@ -9,6 +9,10 @@ import psutil
 from tests.scoring.test_local import start
 
 
+def is_scorer(process):
+    return process is not None and "detector.scoring.worker" in " ".join(process.cmdline())
+
+
 class Watched:
     """A finished run: how it ended, and the process ids of everything that scored for it."""
 
@@ -28,5 +32,6 @@ class Watched:
             with contextlib.suppress(psutil.Error):
                 for child in psutil.Process(pid).children(recursive=True):
                     with contextlib.suppress(psutil.Error):
-                        if "detector.scoring.worker" in " ".join(child.cmdline()):
+                        # Between fork and exec a scoring process's child looks like itself.
+                        if is_scorer(child) and not is_scorer(child.parent()):
                             self.scorers.add(child.pid)

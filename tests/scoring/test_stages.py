@@ -100,3 +100,22 @@ def test_a_picture_that_preprocessing_cannot_take_is_one_error(plan, tmp_path, f
     scorer.close()
     errors = dict(zip(*(rows_of(plan)[name].to_pylist() for name in ("filename", "error")), strict=True))
     assert errors == {"./strips/honest.png": None, "./strips/strip.png": "too_large"}
+
+
+def test_a_date_that_no_column_holds_ends_as_the_last_that_one_does(plan, tmp_path, folder):
+    """ext4 holds years up to 2446, 64-bit nanoseconds up to 2262: one such file must not end the run."""
+    import os
+    import shutil
+
+    late = tmp_path / "late"
+    late.mkdir()
+    shutil.copy(f"{folder}/0001-png", late / "picture.png")
+    seconds = 13_000_000_000  # 2381
+    os.utime(late / "picture.png", (seconds, seconds))
+    if (late / "picture.png").stat().st_mtime != seconds:
+        pytest.skip("this file system does not hold such dates")
+    files = list_images([str(late)]).files
+    scorer = stages.BlockScorer(plan)
+    assert scorer(files).to_pylist()[0]["scored"] == 1
+    scorer.close()
+    assert ledger.pending_rows(files, rows_of(plan)).tolist() == []
