@@ -21,8 +21,8 @@ demo: install
 
 # Quick tests first, two processes at a time, so that a mistake shows early; then those that start a Ray of their own.
 test: install
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "not soak and not ray and not gpu"
-	$(PY) -m pytest -q -m "ray and not soak and not gpu"
+	$(PY) -m pytest -q -n 2 --dist loadfile --durations 15 -m "not soak and not ray and not gpu"
+	$(PY) -m pytest -q --durations 15 -m "ray and not soak and not gpu"
 
 soak: install
 	$(PY) -m pytest -q -m soak --timeout 3600
