@@ -196,7 +196,7 @@ def test_errors_that_may_pass_are_tried_again_and_others_are_not(model, score, t
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("no picture")
     (folder / "cut.png").write_bytes(encode(picture(400, 300), "PNG")[:2000])
-    Image.new("RGB", (7000, 5000)).save(folder / "big.png")
+    Image.new("RGBA", (7000, 5000)).save(folder / "big.png")
     manifest = folder / "list.csv"
     manifest.write_text("filename\n" + "".join(f"{name}\n" for name in [*kept, "big.png", "late.png"]))
     flags = ("--images", manifest, "--model", model, "--out", out, "--engine", "local", "--scorers", 1)
