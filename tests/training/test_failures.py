@@ -55,6 +55,7 @@ def test_running_out_of_memory_says_which_flags_to_change(data, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.soak  # its pieces are below
 def test_a_training_that_diverges_says_which_flag_to_change(data, tmp_path):
     """A decay that throws the weights further out in every step: soon the loss is no number."""
     flags = (
