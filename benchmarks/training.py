@@ -22,10 +22,9 @@ from dataclasses import asdict, dataclass
 import psutil
 import tyro
 
-from benchmarks.measure import machine, summary
+from benchmarks.measure import heading, save, summary
 from benchmarks.run import write_pictures
 from benchmarks.training_ways import Settings
-from detector import runs
 
 SAMPLE_S = 1.0
 WAYS = ("train", "trainer", "loop", "trainer-bare", "train-bf16")
@@ -176,11 +175,7 @@ def main(flags: Flags) -> None:
                     f"others {found.others:.3f}, load {os.getloadavg()[0]:.1f}",
                     file=sys.stderr,
                 )
-    os.makedirs(flags.out, exist_ok=True)
-    path = os.path.join(flags.out, f"training-{runs.now_utc():%Y-%m-%d}.md")
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(table(flags, speeds))
-    print(path)
+    print(save(table(flags, speeds), flags.out, "training"))
 
 
 def ratios(speeds: dict[str, list[Speed]], way: str, other: str, what: str) -> list[float]:
@@ -195,12 +190,10 @@ def table(flags: Flags, speeds: dict[str, list[Speed]]) -> str:
         f"{flags.epochs} epochs of {flags.images} pictures, the first not counted"
     )
     lines = [
-        "# Training against the alternatives",
-        "",
-        f"{machine()}.",
+        *heading("Training against the alternatives", "benchmarks.training"),
         f"{flags.model} with random weights; one worker of one thread, for every way; JPEGs, half 1 MP and half 3 MP;",
         f"`--cache-mb {flags.cache_mb}`; {recipe}.",
-        f"{flags.repeats} interleaved rounds; median (range). Command: `python -m benchmarks.training`.",
+        f"{flags.repeats} interleaved rounds; median (range).",
         "",
         "| way | CPU-ms a picture | wall-ms a picture | images/s | other processes, CPU-ms a picture |",
         "| --- | --- | --- | --- | --- |",
