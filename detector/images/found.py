@@ -3,6 +3,7 @@
 A million rows stay under a few hundred megabytes because no Python object outlives its chunk.
 """
 
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +25,7 @@ SKIPPED_SCHEMA = pa.schema([
 ])  # fmt: skip
 _SKIPPED_COLUMNS = pa.schema([*SKIPPED_SCHEMA, pa.field("path", pa.binary(), nullable=False)])
 
-_CHUNK_ROWS = 16_384
+CHUNK_ROWS = 16_384
 _TAKE_ROWS = 1 << 20  # sorted in slices, so that no chunk of text comes near the 2 GiB of 32-bit offsets
 # The lowest int64 is pandas' NaT, so the range is cut one short of it.
 _MAX_NS = 2**63 - 1
@@ -72,8 +73,15 @@ class _Columns:
         """Add one row; rows become Arrow columns a chunk at a time."""
         self._rows.append(row)
         self.num_rows += 1
-        if not self.num_rows % _CHUNK_ROWS:
+        if len(self._rows) == CHUNK_ROWS:
             self._flush()
+
+    def extend(self, columns: list[pa.Array]) -> None:
+        """Add rows that are columns already."""
+        self._flush()
+        for chunks, values in zip(self._columns, columns, strict=True):
+            chunks.append(values)
+        self.num_rows += len(columns[0])
 
     def _flush(self) -> None:
         if self._rows:
@@ -155,6 +163,28 @@ class Found:
             modified_ns = clamp_ns(modified_ns)
         return self._files.append((self._filename(root, relative), path, size, modified_ns))
 
+    def add_files(self, root: Root, prefix: bytes, files: list[tuple[bytes, int, int]]) -> None:
+        """Count regular files of one folder: name, bytes and modification time of each; ``prefix`` is empty or ends in a slash.
+
+        The same as :meth:`add` for each, at a third of the time where no pattern chooses and no name needs an escape.
+        """
+        if not files:
+            return
+        names, sizes, times = zip(*files, strict=True)
+        base = os.path.join(root.base, prefix)
+        plain = _plain_text(names)
+        if self._chooses or plain is None or not all(-_MAX_NS <= time <= _MAX_NS for time in (min(times), max(times))):
+            for name, size, time in files:
+                self.add(root, prefix + name, base + name, size, time)
+            return
+        shown = pa.scalar(display_name(b"./" + root.name + b"/" + prefix))
+        self._files.extend([
+            pc.binary_join_element_wise(shown, plain, ""),
+            pc.binary_join_element_wise(pa.scalar(base), plain.cast(pa.binary()), b""),
+            pa.array(sizes, pa.int64()),
+            pa.array(times, pa.int64()).cast(pa.timestamp("ns", "UTC")),
+        ])  # fmt: skip
+
     def _chosen(self, root: Root, relative: bytes) -> bool:
         if self.exclude and self.exclude.match(root.name, relative):
             return False
@@ -187,6 +217,12 @@ class Found:
             skipped=self._skipped.table(skipped, SKIPPED_SCHEMA),
             roots=tuple(roots),
         )
+
+
+def _plain_text(names: tuple[bytes, ...]) -> pa.Array | None:
+    """Names as text where all are ASCII without an escape sign, which is how ``filename`` shows them; else None."""
+    together = b"".join(names)
+    return pa.array(names, pa.binary()).cast(pa.string()) if together.isascii() and b"%" not in together else None
 
 
 def _order(columns: _Columns) -> np.ndarray:

@@ -65,7 +65,7 @@ def publish(store: Store, listing: Listing, results: pa.Table, record: dict[str,
     store.write(PARQUET, lambda sink: pq.write_table(results, sink, compression="zstd", row_group_size=_ROWS_AT_ONCE))
     scored = results.filter(results["error"].is_null())
     failed = results.filter(results["error"].is_valid())
-    write_csv(store, CSV, "score,label,filename", _prediction_lines(scored))
+    store.write(CSV, lambda sink: _write_predictions(sink, scored))
     write_csv(store, ERRORS, "filename,error,message", _text_lines(failed, ("filename", "error", "message")))
     write_csv(store, SKIPPED, "filename,reason", _text_lines(listing.skipped, ("filename", "reason")))
     write_json(store, RUN, record)
@@ -97,13 +97,27 @@ def quoted(value: str | None) -> str:
     return '"' + text.replace('"', '""') + '"' if re.search(_NEEDS_QUOTES, text) else text
 
 
-def _prediction_lines(scored: pa.Table) -> Iterator[list[str]]:
+def _write_predictions(sink: BinaryIO, scored: pa.Table) -> None:
+    """``score,label,filename``, six decimals: column by column, several times as fast as line by line."""
+    sink.write(b"score,label,filename\n")
     for batch in scored.select(["score", "label", "filename"]).to_batches(max_chunksize=_ROWS_AT_ONCE):
-        names = batch["filename"].to_pylist()
-        for row in np.flatnonzero(pc.match_substring_regex(batch["filename"], _NEEDS_QUOTES).to_numpy(zero_copy_only=False)):
-            names[row] = quoted(names[row])  # few names need it, and looking at each in Python took half of all the time
-        columns = zip(batch["score"].to_pylist(), batch["label"].to_pylist(), names, strict=True)
-        yield [f"{score:.6f},{label},{name}\n" for score, label, name in columns]
+        columns = _six_decimals(batch["score"]), batch["label"].cast(pa.string()), _quoted(batch["filename"])
+        lines = pc.binary_join_element_wise(pc.binary_join_element_wise(*columns, ","), "", "\n")
+        ends, text = lines.buffers()[1:]
+        sink.write(text[: np.frombuffer(ends, np.int32)[len(lines)]])
+
+
+def _six_decimals(scores: pa.Array) -> pa.Array:
+    """float32 [N], 0 to 1, as ``f"{score:.6f}"`` writes them: their product with a million is exact in float64 (44 bits)."""
+    millionths = np.rint(scores.to_numpy(zero_copy_only=False).astype(np.float64) * 1e6).astype(np.int64)
+    whole, part = (pa.array(values).cast(pa.string()) for values in np.divmod(millionths, 10**6))
+    return pc.binary_join_element_wise(whole, pc.utf8_lpad(part, 6, "0"), ".")
+
+
+def _quoted(names: pa.Array) -> pa.Array:
+    needing = pc.match_substring_regex(names, _NEEDS_QUOTES)
+    quotes = [quoted(name) for name in names.filter(needing).to_pylist()]
+    return pc.replace_with_mask(names, needing, pa.array(quotes, pa.string())) if quotes else names
 
 
 def _text_lines(table: pa.Table, names: tuple[str, ...]) -> Iterator[list[str]]:

@@ -243,6 +243,26 @@ def test_the_same_tree_gives_the_same_tables_whatever_the_order_of_the_disk(art,
     assert first.skipped.equals(second.skipped)
 
 
+@pytest.mark.parametrize("odd", [None, "ünï.jpg", "50%25.jpg", os.fsdecode(b"\xff.jpg"), "far future.jpg", "tab\t.jpg"])
+def test_files_counted_together_are_those_counted_one_by_one(art, monkeypatch, odd):
+    """Whole columns at once where every name of a chunk is plain; one name that is not must change nothing else."""
+    make(art, *(f"{number}.jpg" for number in range(8)), *(f"a/b %/{number}.png" for number in range(8)))
+    if odd is not None:
+        make(art, odd)
+        if odd.startswith("far"):
+            os.utime(art / odd, ns=(0, 10**19))
+    monkeypatch.setattr("detector.images.scanning.CHUNK_ROWS", 3)
+    together = list_images(["art"])
+
+    def one_by_one(self, root, prefix, files):
+        for name, size, modified in files:
+            self.add(root, prefix + name, os.path.join(root.base, prefix + name), size, modified)
+
+    monkeypatch.setattr("detector.images.found.Found.add_files", one_by_one)
+    assert list_images(["art"]).files.equals(together.files)
+    assert together.files.num_rows == 16 + (odd is not None)
+
+
 def test_fifty_thousand_files_list_in_under_three_seconds(art):
     count = 50_000
     for folder in range(50):

@@ -3,6 +3,7 @@
 import csv
 import io
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
@@ -67,3 +68,12 @@ def test_published_csv_has_the_contract_form(tmp_path):
     assert pyarrow.csv.read_csv(io.BytesIO(data), parse_options=options)["filename"].to_pylist() == names
     assert store.read("errors.csv") == b"filename,error,message\n"
     assert store.read("skipped.csv") == b"filename,reason\n"
+
+
+def test_scores_are_written_as_python_formats_them():
+    print("seed", 11)
+    rng = np.random.default_rng(11)
+    ties = (2 * rng.integers(0, 1_000_000, 2000) + 1) / 2e6
+    scores = np.concatenate([rng.random(50_000), ties, [0, 1, 0.5, np.nextafter(np.float32(1), np.float32(0)), 1e-9, 5e-7]])
+    column = pa.array(scores.astype(np.float32))
+    assert publish._six_decimals(column).to_pylist() == [f"{score:.6f}" for score in column.to_pylist()]
