@@ -125,7 +125,6 @@ def loop(settings: Settings, clocks: Clocks) -> None:
 
 def main(way: str, settings: str, out: str) -> None:
     """Run one way and write its clocks."""
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     with open(settings, encoding="utf-8") as file:
         chosen = Settings(**json.load(file))
