@@ -16,17 +16,30 @@ _CHUNK = 16  # pictures that a decoding process takes at a time
 
 
 class DecoderPool:
-    """Processes that decode and resize into shared batches of uint8 [batch_size, 3, h, w]."""
+    """Processes that decode and resize into shared batches of uint8 [batch_size, 3, h, w].
+
+    With ``leave_jpegs`` they only check the files, for a GPU to decode: uint8 [batch_size, bytes of the longest file], and
+    ``lengths`` says how long each is.
+    """
 
     def __init__(
-        self, paths: list[str], transform: EvaluationTransform, *, size: int, batch_size: int, num_batches: int
+        self,
+        paths: list[str],
+        transform: EvaluationTransform,
+        *,
+        size: int,
+        batch_size: int,
+        num_batches: int,
+        leave_jpegs: bool = False,
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        shape = (num_batches, batch_size, 3, *transform.input_size)
-        memory = context.RawArray("B", int(np.prod(shape)))
+        row = (max(map(os.path.getsize, paths)),) if leave_jpegs else (3, *transform.input_size)
+        shape = (num_batches, batch_size, *row)
+        memory, lengths = context.RawArray("B", int(np.prod(shape))), context.RawArray("q", num_batches * batch_size)
         self.batches = np.frombuffer(memory, dtype=np.uint8).reshape(shape)
+        self.lengths = np.frombuffer(lengths, dtype=np.int64).reshape(shape[:2])
         self._jobs, self._done = context.Queue(), context.Queue()
-        args = (paths, transform, memory, shape, self._jobs, self._done)
+        args = (paths, transform, memory, lengths, shape, leave_jpegs, self._jobs, self._done)
         self._processes = [context.Process(target=_decode, args=args, daemon=True) for _ in range(size)]
         for process in self._processes:
             process.start()
@@ -69,7 +82,14 @@ class DecoderPool:
 
 
 def _decode(
-    paths: list[str], transform: EvaluationTransform, memory: Any, shape: tuple[int, ...], jobs: Any, done: Any
+    paths: list[str],
+    transform: EvaluationTransform,
+    memory: Any,
+    lengths: Any,
+    shape: tuple[int, ...],
+    leave_jpegs: bool,
+    jobs: Any,
+    done: Any,
 ) -> None:
     """A decoding process's life."""
     import torch
@@ -79,7 +99,8 @@ def _decode(
 
     torch.set_num_threads(1)
     batches = np.frombuffer(memory, dtype=np.uint8).reshape(shape)
-    with Decoder(DecodeLimits()) as decoder:
+    all_lengths = np.frombuffer(lengths, dtype=np.int64).reshape(shape[:2])
+    with Decoder(DecodeLimits(), leave_jpegs=leave_jpegs) as decoder:
         for _ in decoder.decode([os.fsencode(paths[0])]):  # its child process has started
             pass
         done.put((-1, 0))
@@ -87,6 +108,11 @@ def _decode(
             batch, start, count, first = job
             wanted = [os.fsencode(paths[(first + row) % len(paths)]) for row in range(count)]
             for row, picture in enumerate(decoder.decode(wanted)):
-                assert picture.pixels is not None, picture.message
-                batches[batch, start + row] = transform.resize(picture.pixels).numpy()
+                if leave_jpegs:
+                    assert picture.encoded is not None, picture.message
+                    all_lengths[batch, start + row] = len(picture.encoded)
+                    batches[batch, start + row, : len(picture.encoded)] = picture.encoded
+                else:
+                    assert picture.pixels is not None, picture.message
+                    batches[batch, start + row] = transform.resize(picture.pixels).numpy()
             done.put((batch, count))

@@ -2,7 +2,8 @@
 
 Three rates, in images/s: the model alone (uint8 pictures already in memory), decoding alone (a pool of processes, each with
 its protected decoder), and both together: the pool writes uint8 pictures of the model's input size into shared memory, this
-process hands them to the model batch by batch. What should come out is the smaller of the first two.
+process hands them to the model batch by batch. What should come out is the smaller of the first two. With ``--decode gpu``
+the pool only checks the files, and the GPU decodes and resizes them; the table then says how far its pixels are from the CPU's.
 
 ``--device cpu --pictures 32`` runs the same code where there is no GPU, to see that it works; its figures are no GPU's.
 """
@@ -22,12 +23,14 @@ import tyro
 from PIL import Image
 
 from benchmarks.decoder_pool import DecoderPool
+from benchmarks.gpu_decode import Feed, GpuFeed, PoolFeed, gap, stand_in
 from benchmarks.measure import machine, summary
 from detector.errors import UsageError
 from detector.models.backbones import build_backbone
 from detector.models.backbones_files import save_classifier
 from detector.models.checkpoint import Checkpoint, inspect_checkpoint
 from detector.models.devices import DeviceSettings, local_device_kind, resolve_settings
+from detector.models.gpu_jpeg import GpuJpegDecoder
 from detector.models.predictor import BatchPredictor, ModelError, load_predictor
 
 _SOURCES = 64  # different pictures; the list of files repeats them, so that writing them takes no time
@@ -52,6 +55,8 @@ class Flags:
     """Default: as scoring chooses it."""
     channels_last: bool = False
     """The other memory layout, to measure which is better."""
+    decode: Literal["full", "gpu"] = "full"
+    """gpu: the GPU decodes the JPEGs too."""
     repeats: int = 5
     """Rounds, interleaved."""
     out: str | None = None
@@ -134,17 +139,17 @@ def model_rate(predictor: BatchPredictor, count: int) -> float:
     return count / (time.monotonic() - begun)
 
 
-def decode_rate(pool: DecoderPool, count: int) -> float:
+def decode_rate(feed: Feed, count: int) -> float:
     """Images/s of decoding and resizing alone."""
     begun = time.monotonic()
-    done = sum(rows for _, rows in pool.run(count))
+    done = sum(len(pixels) for pixels in feed.run(count))
     return done / (time.monotonic() - begun)
 
 
-def both_rate(predictor: BatchPredictor, pool: DecoderPool, count: int) -> float:
+def both_rate(predictor: BatchPredictor, feed: Feed, count: int) -> float:
     """Images/s from the files to the probabilities."""
     begun, scored = time.monotonic(), 0
-    for _, outcome in predictor.stream_batches((pool.batches[batch], np.arange(rows)) for batch, rows in pool.run(count)):
+    for _, outcome in predictor.stream_batches((pixels, np.arange(len(pixels))) for pixels in feed.run(count)):
         scored += len(_checked(outcome))
     assert scored == count, (scored, count)
     return count / (time.monotonic() - begun)
@@ -157,19 +162,24 @@ def _checked(outcome: np.ndarray | ModelError) -> np.ndarray:
     return outcome
 
 
-def measure(flags: Flags, checkpoint: Checkpoint, settings: DeviceSettings, paths: list[str]) -> list[Rates]:
+def measure(
+    flags: Flags, checkpoint: Checkpoint, settings: DeviceSettings, paths: list[str], gpu: GpuJpegDecoder | None
+) -> list[Rates]:
     """All rounds; one round of each first, to warm up."""
     predictor = load_predictor(checkpoint, settings)
     size = flags.decoders or max(1, len(os.sched_getaffinity(0)) - 1)
-    pool = DecoderPool(paths, checkpoint.transform, size=size, batch_size=settings.batch_size, num_batches=6)
+    pool = DecoderPool(
+        paths, checkpoint.transform, size=size, batch_size=settings.batch_size, num_batches=6, leave_jpegs=gpu is not None
+    )
+    feed = GpuFeed(pool, gpu) if gpu else PoolFeed(pool)
     try:
         model_rate(predictor, 4 * settings.batch_size)
-        both_rate(predictor, pool, min(flags.pictures, 4 * settings.batch_size))
+        both_rate(predictor, feed, min(flags.pictures, 4 * settings.batch_size))
         rounds = []
         for _ in range(flags.repeats):
-            model, decode = model_rate(predictor, flags.pictures), decode_rate(pool, flags.pictures)
+            model, decode = model_rate(predictor, flags.pictures), decode_rate(feed, flags.pictures)
             with Utilisation(is_cuda=settings.is_cuda) as used:
-                both = both_rate(predictor, pool, flags.pictures)
+                both = both_rate(predictor, feed, flags.pictures)
             rounds.append(Rates(model=model, decode=decode, both=both, utilisation=used.mean))
             print(f"model {model:.0f}, decode {decode:.0f}, both {both:.0f} images/s", file=sys.stderr)
     finally:
@@ -177,7 +187,7 @@ def measure(flags: Flags, checkpoint: Checkpoint, settings: DeviceSettings, path
     return rounds
 
 
-def table(flags: Flags, settings: DeviceSettings, rounds: list[Rates]) -> str:
+def table(flags: Flags, settings: DeviceSettings, rounds: list[Rates], gaps: tuple[float, int] | None) -> str:
     """The results as Markdown."""
     share = [rates.both / min(rates.model, rates.decode) for rates in rounds]
     bound = statistics.median([rates.model / rates.decode for rates in rounds])
@@ -190,7 +200,7 @@ def table(flags: Flags, settings: DeviceSettings, rounds: list[Rates]) -> str:
         *(["**This ran on a CPU to try the code: no figure below is a GPU's.**", ""] if not settings.is_cuda else []),
         f"{machine()}.",
         f"{flags.model}, random weights, {settings.precision}, batch {settings.batch_size}, {layout};",
-        f"JPEGs of 1 megapixel; {size} decoding processes;",
+        f"JPEGs of 1 megapixel; {size} {'reading' if gaps else 'decoding'} processes, decoding {flags.decode};",
         f"{flags.pictures} pictures a round, {flags.repeats} rounds; median (range).",
         "",
         "| | images/s |",
@@ -203,6 +213,11 @@ def table(flags: Flags, settings: DeviceSettings, rounds: list[Rates]) -> str:
         "",
         f"The bound is {'the model' if bound < 1 else 'decoding'}: the model alone is {bound:.2f} × decoding alone.",
     ]
+    if gaps:
+        lines += [
+            "",
+            f"The GPU's pixels, resized, against the CPU's: mean difference {gaps[0]:.3f} grey levels, at most {gaps[1]}.",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -221,8 +236,12 @@ def main(flags: Flags) -> int:
         return 2
     with tempfile.TemporaryDirectory() as work:
         save_classifier(build_backbone(flags.model, pretrained=False), f"{work}/model")
-        rounds = measure(flags, inspect_checkpoint(f"{work}/model"), settings, write_pictures(work))
-    text = table(flags, settings, rounds)
+        checkpoint, paths, gpu, gaps = inspect_checkpoint(f"{work}/model"), write_pictures(work), None, None
+        if flags.decode == "gpu":
+            gpu = GpuJpegDecoder(checkpoint.transform, decode=None if settings.is_cuda else stand_in)
+            gaps = gap(paths, checkpoint.transform, gpu)
+        rounds = measure(flags, checkpoint, settings, paths, gpu)
+    text = table(flags, settings, rounds, gaps)
     if flags.out:
         with open(flags.out, "w", encoding="utf-8") as file:
             file.write(text)

@@ -38,8 +38,11 @@ def new_slot() -> int:
 class ChildProcess:
     """One decoder process. ``ready`` once it said so; ``num_replies`` counts what it answered since."""
 
-    def __init__(self, slots: list[int], limits: DecodeLimits, at_least: Sides | None = None) -> None:
-        config = {"limits": dataclasses.asdict(limits), "slots": slots, "parent": os.getpid(), "at_least": at_least}
+    def __init__(
+        self, slots: list[int], limits: DecodeLimits, at_least: Sides | None = None, *, leave_jpegs: bool = False
+    ) -> None:
+        how = {"limits": dataclasses.asdict(limits), "at_least": at_least, "leave_jpegs": leave_jpegs}
+        config = {**how, "slots": slots, "parent": os.getpid()}
         path = os.pathsep.join(filter(None, (_PACKAGE_ROOT, os.environ.get("PYTHONPATH"))))
         # One arena and one thread: each further one takes 64 MB of the address space that the limit counts.
         settings = {"PYTHONPATH": path, "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -23,7 +23,7 @@ from PIL import AvifImagePlugin, Image
 from detector.images import formats
 from detector.images.decoder_protocol import READY, Reply, Request, pack_reply, unpack_request
 from detector.images.fast import Sides
-from detector.images.pixels import DecodeError, DecodeLimits, decode_into, too_many_bytes
+from detector.images.pixels import DecodeError, DecodeLimits, EncodedJpeg, decode_into, leave_encoded, too_many_bytes
 
 ORPHAN_CHECK_S = 2.0
 ALARM_GRACE_S = 2.0  # the parent's own limit comes first; the alarm is for a child whose parent is gone
@@ -144,23 +144,29 @@ def _read_all(descriptor: int, most: int) -> bytes:
     return parts[0] if len(parts) <= 2 and not data else b"".join(parts)
 
 
-def answer(request: Request, slots: list[Slot], limits: DecodeLimits, at_least: Sides | None) -> Reply:
-    """Decode one request into its slot; every outcome is a reply."""
+def answer(
+    request: Request, slots: list[Slot], limits: DecodeLimits, at_least: Sides | None = None, *, leave_jpegs: bool = False
+) -> Reply:
+    """Decode one request into its slot, or put the file itself there; every outcome is a reply."""
     facts: dict[str, Any] = {"num_bytes": 0, "modified_ns": 0} if request.size >= 0 else {}  # the parent knows a remote file's
     slot, data = slots[request.slot], b""
     try:
         data = slot.read(request.size) if request.size >= 0 else read_file(request.path, limits, facts)
         facts["sha256"] = hashlib.sha256(data).hexdigest()
-        picture = decode_into(data, limits, slot.allocate, at_least)
+        left = leave_encoded(data, limits) if leave_jpegs else None
+        picture = left or decode_into(data, limits, slot.allocate, at_least)
+        if left:
+            slot.allocate(1, -(-len(data) // 3)).reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
     except DecodeError as error:
         error = _or_too_large(error, data, limits)
         return Reply(request.number, error.code, error.message, **facts)
     except MemoryError:
         return Reply(request.number, "out_of_memory", "reading needs more memory than the limit allows", **facts)
+    facts |= {"width": picture.width, "height": picture.height}
+    if isinstance(picture, EncodedJpeg):
+        return Reply(request.number, format="JPEG", turn=picture.turn, **facts)
     rows, columns, _ = picture.pixels.shape
-    return Reply(
-        request.number, width=picture.width, height=picture.height, format=picture.format, shape=(rows, columns), **facts
-    )
+    return Reply(request.number, format=picture.format, shape=(rows, columns), **facts)
 
 
 def _or_too_large(error: DecodeError, data: bytes, limits: DecodeLimits) -> DecodeError:
@@ -223,7 +229,7 @@ def main(config: dict[str, Any]) -> None:
         os.write(replies, READY)
         while (request := requests.next()) is not None:
             signal.setitimer(signal.ITIMER_REAL, limits.timeout_s + ALARM_GRACE_S)
-            reply = answer(request, slots, limits, at_least)
+            reply = answer(request, slots, limits, at_least, leave_jpegs=config["leave_jpegs"])
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.write(replies, pack_reply(reply))
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 _REQUEST = struct.Struct("<QBqI")  # number, slot, bytes in the slot or -1, length of the path that follows
 _HEADER = struct.Struct("<BI")  # kind, length of what follows
-_PICTURE = struct.Struct("<QIIIIQq32s8s")  # number, width, height, rows, columns, bytes, modified, SHA-256, format
+_PICTURE = struct.Struct("<QIIIIBQq32s8s")  # number, width, height, rows, columns, turn, bytes, modified, SHA-256, format
 _READY, _FOUND, _FAILED = 1, 2, 3
 _LONGEST = 65_536  # of an honest reply: a message has 300 characters at most
 _PICTURE_FRAME = _HEADER.pack(_FOUND, _PICTURE.size)
@@ -30,7 +30,8 @@ class Request(NamedTuple):
 class Reply(NamedTuple):
     """What became of one file; the fields of :class:`detector.images.decoding.Decoded`, as far as they are known.
 
-    ``shape``: rows and columns of the pixels in the slot, fewer than ``height`` and ``width`` where it was scaled.
+    ``shape``: rows and columns of the pixels in the slot, fewer than ``height`` and ``width`` where it was scaled. Where
+    ``turn`` is not 0 the slot holds the JPEG file itself instead, and ``turn`` is the EXIF orientation (1 to 8) to apply.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Reply(NamedTuple):
     height: int | None = None
     format: str | None = None
     shape: tuple[int, int] = (0, 0)
+    turn: int = 0
 
 
 def pack_request(number: int, slot: int, size: int, path: bytes) -> bytes:
@@ -64,7 +66,7 @@ def pack_reply(reply: Reply) -> bytes:
     if reply.error is None:
         try:
             return _PICTURE_FRAME + _PICTURE.pack(
-                reply.number, reply.width, reply.height, *reply.shape, reply.num_bytes, reply.modified_ns,
+                reply.number, reply.width, reply.height, *reply.shape, reply.turn, reply.num_bytes, reply.modified_ns,
                 bytes.fromhex(reply.sha256 or ""), (reply.format or "").encode(),
             )  # fmt: skip
         except struct.error:  # a time stamp after the year 2262
@@ -91,9 +93,9 @@ def unpack_reply(frame: bytes) -> Reply | None:
     """A reply from its frame, or None if it makes no sense."""
     try:
         if frame.startswith(_PICTURE_FRAME):
-            number, width, height, rows, columns, size, modified, digest, kind = _PICTURE.unpack_from(frame, _HEADER.size)
+            number, width, height, rows, columns, turn, size, modified, digest, kind = _PICTURE.unpack_from(frame, _HEADER.size)
             name = kind.rstrip(b"\0").decode("ascii")
-            return Reply(number, None, None, digest.hex(), size, modified, width, height, name, (rows, columns))
+            return Reply(number, None, None, digest.hex(), size, modified, width, height, name, (rows, columns), turn)
         facts = dict(zip(Reply._fields, json.loads(frame[_HEADER.size :]), strict=True))
         rows, columns = facts.pop("shape")
         reply = Reply(**facts, shape=(int(rows), int(columns)))

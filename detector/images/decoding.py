@@ -31,11 +31,13 @@ _MAX_TRIES = 2  # a picture whose child died or ran out of memory is tried once 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """What became of one file: ``error`` is None and ``pixels`` is set, or ``error`` is a code of the contract's list.
+    """What became of one file: ``pixels`` or ``encoded`` is set, or ``error`` is a code of the contract's list.
 
     ``pixels`` is uint8 [height, width, 3], RGB, orientation applied: a view into shared memory that is valid only until
     the next item is drawn. Where it was decoded at a smaller scale, ``width`` and ``height`` are still those of the file.
-    ``num_bytes``, ``modified_ns`` and ``sha256`` are of the bytes that were decoded, as far as they were read.
+    ``encoded``, uint8 [bytes] and as short-lived, is a JPEG file left as it is (``leave_jpegs``), to be shown with EXIF
+    orientation ``turn``. ``num_bytes``, ``modified_ns`` and ``sha256`` are of the bytes that were decoded, as far as they were
+    read.
     """
 
     error: str | None = None
@@ -47,6 +49,8 @@ class Decoded:
     height: int | None = None
     format: str | None = None
     pixels: np.ndarray | None = None
+    encoded: np.ndarray | None = None
+    turn: int = 1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,14 +102,15 @@ class Decoder:
     """A standing decoder process and the two slots that it shares with this one. One thread at a time.
 
     ``at_least``: height and width that large JPEGs keep when they are decoded at a smaller scale (see
-    :func:`detector.images.pixels.decode_bytes`); None decodes everything in full.
+    :func:`detector.images.pixels.decode_bytes`); None decodes everything in full. ``leave_jpegs``: check plain JPEGs and hand
+    them on as they are, for a GPU to decode.
 
     Raises (from ``decode``):
         JobError: the child does not start at all.
     """
 
-    def __init__(self, limits: DecodeLimits | None = None, *, at_least: Sides | None = None) -> None:
-        self._limits, self._at_least = limits or DecodeLimits(), at_least
+    def __init__(self, limits: DecodeLimits | None = None, *, at_least: Sides | None = None, leave_jpegs: bool = False) -> None:
+        self._limits, self._at_least, self.leave_jpegs = limits or DecodeLimits(), at_least, leave_jpegs
         self._slots = [_Slot(), _Slot()]
         self._child: ChildProcess | None = None
         self._window: deque[_Awaited] = deque()
@@ -120,11 +125,18 @@ class Decoder:
         Args:
             paths: absolute paths as bytes, or URIs in UTF-8 (read through pyarrow.fs in this process, some ahead).
         """
+        return self._run(read_ahead(paths, self._limits))
+
+    def decode_data(self, files: Iterable[bytes]) -> Generator[Decoded, None, None]:
+        """As :meth:`decode`, for files whose bytes are at hand."""
+        return self._run((b"", Fetched(data=data)) for data in files)
+
+    def _run(self, files: Iterable[tuple[bytes, Fetched | None]]) -> Generator[Decoded, None, None]:
         self._abandon()
         self._active += 1
         mine = self._active
         try:
-            for path, fetched in read_ahead(paths, self._limits):
+            for path, fetched in files:
                 if isinstance(fetched, Fetched) and fetched.error:
                     while self._window:
                         yield self._receive(mine)
@@ -240,21 +252,25 @@ class Decoder:
         if reply.number != head.number:
             return None
         try:
-            pixels = None if reply.error else self._slots[head.slot].view(*reply.shape)
+            size, modified, pixels, encoded = reply.num_bytes, reply.modified_ns, None, None
+            if head.fetched is not None:
+                size, modified = len(head.fetched.data), head.fetched.modified_ns
+            if reply.turn:
+                encoded = self._slots[head.slot].view(1, -(-(size or 0) // 3)).reshape(-1)[:size]
+            elif not reply.error:
+                pixels = self._slots[head.slot].view(*reply.shape)
         except (ValueError, OSError):
             return None
-        size, modified = reply.num_bytes, reply.modified_ns
-        if head.fetched is not None:
-            size, modified = len(head.fetched.data), head.fetched.modified_ns
         return Decoded(
-            error=reply.error, message=reply.message, sha256=reply.sha256, num_bytes=size,
-            modified_ns=modified, width=reply.width, height=reply.height, format=reply.format, pixels=pixels,
+            error=reply.error, message=reply.message, sha256=reply.sha256, num_bytes=size, modified_ns=modified,
+            width=reply.width, height=reply.height, format=reply.format, pixels=pixels, encoded=encoded, turn=reply.turn or 1,
         )  # fmt: skip
 
     def _restart(self) -> None:
         """A fresh child that has every request of the window before it."""
         self._stop()
-        self._child = ChildProcess([slot.descriptor for slot in self._slots], self._limits, self._at_least)
+        slots = [slot.descriptor for slot in self._slots]
+        self._child = ChildProcess(slots, self._limits, self._at_least, leave_jpegs=self.leave_jpegs)
         self._clock = time.monotonic()
         for request in self._window:
             self._submit(request)

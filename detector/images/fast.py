@@ -60,6 +60,17 @@ def dct_scale(size: Sides, at_least: Sides | None) -> int:
     return next((by for by in _SCALES if all(-(-side // by) >= least for side, least in zip(size, at_least, strict=True))), 1)
 
 
+def is_plain_jpeg(image: Image.Image, data: bytes) -> bool:
+    """Whether a JPEG that Pillow has opened as ``image`` is grey or YCbCr, which every decoder turns into RGB alike."""
+    if image.format not in {"JPEG", "MPO"} or image.mode not in {"L", "RGB"}:
+        return False
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    return colours in {"Gray", "YCbCr"} and (width, height) == image.size
+
+
 def _decode_jpeg(image: Image.Image, data: bytes, allocate: Allocate, at_least: Sides | None) -> Decoded | None:
     """Decode by libjpeg-turbo's own interface, at twice Pillow's speed.
 
@@ -67,7 +78,7 @@ def _decode_jpeg(image: Image.Image, data: bytes, allocate: Allocate, at_least: 
     4:4:4, 4:2:2, 4:2:0). CMYK and Adobe RGB go to Pillow, and so does whatever libjpeg as much as warns about, since it
     is Pillow that tells a cut file from a harmless stray byte.
     """
-    if image.mode not in {"L", "RGB"}:
+    if not is_plain_jpeg(image, data):
         return None
     turn = rgb.orientation(image)
     shown_width, shown_height = rgb.displayed_size(*image.size, turn)
@@ -76,9 +87,6 @@ def _decode_jpeg(image: Image.Image, data: bytes, allocate: Allocate, at_least: 
     width, height = rgb.displayed_size(stored_width, stored_height, turn)
     scale = {"min_height": stored_height, "min_width": stored_width} if by > 1 else {}
     try:
-        header_height, header_width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in {"Gray", "YCbCr"} or (header_width, header_height) != image.size:
-            return None
         stored = allocate(height, width) if turn == 1 else np.empty((stored_height, stored_width, 3), np.uint8)
         simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=stored, strict=True, **scale)
     except ValueError:

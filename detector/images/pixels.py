@@ -7,22 +7,28 @@ Whatever goes wrong ends as one :class:`DecodeError` with a code of the closed l
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from detector.images import formats, rgb
-from detector.images.fast import Sides, decode_fast
+from detector.images.fast import Sides, decode_fast, is_plain_jpeg
 from detector.images.rgb import Allocate
 
 # Recorded in the model's fingerprint: raise the number when any picture's pixels change.
 DECODER_MODE = "simplejpeg+pillow/1"
 # The same, for each way to decode that a user can ask for.
-DECODERS = {"full": DECODER_MODE, "scaled": f"{DECODER_MODE}+dct-scaled/1"}
+DECODERS = {"full": DECODER_MODE, "scaled": f"{DECODER_MODE}+dct-scaled/1", "gpu": f"{DECODER_MODE}+nvjpeg/1"}
+# What is left to a GPU's decoder; larger files are decoded here. It depends on the file alone, so that a picture's score does
+# not depend on which others are scored with it. Together they bound what a block of pictures takes on its way.
+_MOST_ENCODED_BYTES, _MOST_ENCODED_PIXELS = 4 * 2**20, 32 * 10**6
 
 _OUT_OF_MEMORY_WORDS = ("out of memory", "insufficient memory", "cannot allocate", "memory allocation")
 _MESSAGE_CHARS = 200
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,15 @@ class Picture:
     format: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedJpeg:
+    """A JPEG that is left to another decoder: its displayed size in pixels, and the EXIF orientation (1 to 8) to apply."""
+
+    width: int
+    height: int
+    turn: int
+
+
 def decode_bytes(data: bytes, limits: DecodeLimits, at_least: Sides | None = None) -> Picture:
     """Decode the first picture of an image file as RGB.
 
@@ -88,12 +103,37 @@ def decode_into(data: bytes, limits: DecodeLimits, allocate: Allocate, at_least:
     Raises:
         DecodeError: and nothing else, whatever ``data`` holds.
     """
+    return _opened(data, limits, lambda image: _decode(image, data, limits, allocate, at_least))
+
+
+def leave_encoded(data: bytes, limits: DecodeLimits) -> EncodedJpeg | None:
+    """Check an image file as :func:`decode_into` does before it decodes; None if it is not a JPEG for a GPU's decoder.
+
+    A plain JPEG of ordinary size that has an end is one. Damage inside its data is for the GPU's decoder to find.
+
+    Raises:
+        DecodeError: and nothing else, whatever ``data`` holds.
+    """
+    return _opened(data, limits, lambda image: _left_encoded(image, data))
+
+
+def _left_encoded(image: Image.Image, data: bytes) -> EncodedJpeg | None:
+    large = len(data) > _MOST_ENCODED_BYTES or image.width * image.height > _MOST_ENCODED_PIXELS
+    if large or not is_plain_jpeg(image, data) or formats.ends_early(data, "JPEG"):
+        return None
+    turn = rgb.orientation(image)
+    width, height = rgb.displayed_size(*image.size, turn)
+    return EncodedJpeg(width=width, height=height, turn=turn)
+
+
+def _opened(data: bytes, limits: DecodeLimits, use: Callable[[Image.Image], Made]) -> Made:
+    """What ``use`` makes of the picture; nothing but a :class:`DecodeError` leaves this."""
     name = None
     try:
         name = _check_bytes(data, limits)
         image = Image.open(io.BytesIO(data), formats=formats.ALLOWED)
         _check_pixels(image.size, limits)
-        return _decode(image, data, limits, allocate, at_least)
+        return use(image)
     except DecodeError:
         raise
     except Exception as error:

@@ -142,9 +142,20 @@ class EvaluationTransform:
             ShapeError: the picture is so much longer than wide that resizing its short side would take gigabytes.
         """
         import torch
+
+        return self.resize_tensor(torch.from_numpy(pixels).permute(2, 0, 1))
+
+    def resize_tensor(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """As :meth:`resize`, for uint8 [3, H, W] on any device.
+
+        A GPU interpolates in float32 and rounds, as torchvision v2 does there: at most one level from the CPU's result.
+
+        Raises:
+            ShapeError: as :meth:`resize`.
+        """
         from torch.nn import functional
 
-        picture = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+        picture = pixels.unsqueeze(0)
         height, width = self._target(picture.shape[-2], picture.shape[-1])
         if height * width > _MAX_RESIZED_PIXELS:
             raise ShapeError(
@@ -153,7 +164,9 @@ class EvaluationTransform:
         if (height, width) != tuple(picture.shape[-2:]):
             smooth = self.resample in {"bilinear", "bicubic"}
             options = {"antialias": True, "align_corners": False} if smooth else {}
-            picture = functional.interpolate(picture, size=(height, width), mode=self.resample, **options)
+            source = picture.float() if smooth and picture.is_cuda else picture
+            resized = functional.interpolate(source, size=(height, width), mode=self.resample, **options)
+            picture = resized.round_().clamp_(0, 255).to(picture.dtype) if source is not picture else resized
         return _center_crop(picture[0], self.crop) if self.crop else picture[0]
 
     def normalize(self, batch: "torch.Tensor", constants: "tuple[torch.Tensor, torch.Tensor] | None" = None) -> "torch.Tensor":

@@ -59,16 +59,16 @@ class Checkpoint:
         return runs.digest({"checkpoint": self.identity, **how})[:16]
 
     def require_decode_mode(self, mode: str) -> None:
-        """Refuse pixels that this checkpoint was not validated with.
+        """Refuse pixels that this checkpoint was not validated with. A GPU's decoder decodes in full.
 
         Raises:
             UsageError: it does not name ``mode`` in its preprocessor config.
         """
-        if mode not in self.decode_modes:
+        if ("full" if mode == "gpu" else mode) not in self.decode_modes:
             other = " or ".join(f"--decode {known}" for known in self.decode_modes)
             raise UsageError(
                 f"--decode {mode}: the checkpoint {self.name} was validated with {other} only: use that, or train one with "
-                f"jobs.train --decode {mode}"
+                f"jobs.train --decode {'full' if mode == 'gpu' else mode}"
             )
 
 

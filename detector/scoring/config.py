@@ -30,8 +30,9 @@ class ScoreConfig:
     """auto: bf16 where the device multiplies it in hardware; part of the model fingerprint."""
     backend: Literal["torch", "openvino"] = "torch"
     """What runs the model; part of the model fingerprint. openvino: faster on CPUs, needs the extra openvino."""
-    decode: Literal["full", "scaled"] = "full"
-    """scaled: large JPEGs at 1/2 to 1/8 of their size, faster and a little different; for checkpoints trained with it."""
+    decode: Literal["full", "scaled", "gpu"] = "full"
+    """scaled: large JPEGs at 1/2 to 1/8 of their size, faster and a little different; for checkpoints trained with it.
+    gpu: JPEGs on the NVIDIA GPU that scores, a little different, and not protected from files made to do harm."""
     ai_class: str | None = None
     """The checkpoint's class that stands for AI, where its class names do not say."""
     convert_weights: str | None = None

@@ -116,6 +116,8 @@ def score_blocks(plan: ScorePlan, blocks: Iterable[pa.Table], *, resources: Reso
 def build(plan: ScorePlan, blocks: list[pa.Table], *, resources: Resources) -> ray.data.Dataset:
     """The graph, not yet running: one summary row per committed block."""
     _configure()
+    if plan.decode == "gpu":  # files as they are may be longer than Ray's usual block, and a cut block would be two parts
+        ray.data.DataContext.get_current().target_max_block_size = None
     shipped = _Shipped(plan)
     if not resources.split:
         files = _read(blocks, num_cpus=resources.scorer_cpus)

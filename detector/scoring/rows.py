@@ -1,5 +1,6 @@
 """The columns of a scored row, the closed list of error codes, and which errors may pass."""
 
+import numpy as np
 import pyarrow as pa
 
 MODEL_FAILED = "model_failed"
@@ -57,3 +58,17 @@ def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     if column.num_chunks == 1:
         return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def pixel_rows(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Fixed-size binary of width K → uint8 [N, K], Arrow's own memory where it is one chunk; null rows hold anything."""
+    array = one_chunk(column)
+    width = array.type.byte_width
+    flat = np.frombuffer(array.buffers()[1], dtype=np.uint8)
+    return flat[array.offset * width : (array.offset + len(array)) * width].reshape(len(array), width)
+
+
+def pixel_column(pixels: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:
+    """uint8 [N, K] → fixed-size binary of width K, without a copy; rows that are not ``valid`` (bool [N]) are null."""
+    mask = None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(pixels.shape[1]), len(pixels), [mask, pa.py_buffer(pixels)])

@@ -134,7 +134,10 @@ def _settings(config: ScoreConfig, cluster: Cluster | None) -> DeviceSettings:
         kind = gpu_kind(cluster.gpu_name) if cluster.gpus and on_gpu else _cpu_kind()
     else:
         kind = local_device_kind() if on_gpu else _cpu_kind()
-    return resolve_settings(kind=kind, batch_size=config.batch_size, precision=config.precision, backend=config.backend)
+    found = resolve_settings(kind=kind, batch_size=config.batch_size, precision=config.precision, backend=config.backend)
+    if config.decode == "gpu" and not found.is_cuda:
+        raise UsageError("--decode gpu needs an NVIDIA GPU to score on: leave it out to decode on the CPUs")
+    return found
 
 
 def _cpu_kind() -> str:

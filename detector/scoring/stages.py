@@ -5,7 +5,7 @@ A listing's rows go in; one committed part and a one-row summary come out. Nothi
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
 
@@ -17,12 +17,13 @@ from detector import runs
 from detector.images.decoding import Decoded, Decoder
 from detector.images.found import clamp_ns
 from detector.images.pixels import DecodeLimits
-from detector.images.transforms import EvaluationTransform, ShapeError
+from detector.images.transforms import EvaluationTransform
 from detector.labels import Label
 from detector.models.checkpoint import Checkpoint
 from detector.models.devices import DeviceSettings
 from detector.models.predictor import BatchPredictor, ModelError, load_predictor
-from detector.scoring.rows import FACTS, MODEL_FAILED, PARTS_SCHEMA, SUMMARY_SCHEMA, one_chunk
+from detector.scoring.encoded import COLUMNS, JpegFinisher, resized
+from detector.scoring.rows import FACTS, MODEL_FAILED, PARTS_SCHEMA, SUMMARY_SCHEMA, pixel_column, pixel_rows
 from detector.storage import Store
 
 
@@ -40,44 +41,57 @@ class ScorePlan:
 
     def decoder(self) -> Decoder:
         """A decoder of its own for one worker."""
-        return Decoder(self.limits, at_least=self.checkpoint.transform.scaled_minimum if self.decode == "scaled" else None)
+        scaled = self.checkpoint.transform.scaled_minimum if self.decode == "scaled" else None
+        return Decoder(self.limits, at_least=scaled, leave_jpegs=self.decode == "gpu")
+
+    def finisher(self) -> Callable[[pa.Table], pa.Table]:
+        """What turns a decoded table into one that can be scored."""
+        return JpegFinisher(self.checkpoint.transform, self.limits) if self.decode == "gpu" else lambda decoded: decoded
 
 
 def decode_blocks(decoder: Decoder, transform: EvaluationTransform, files: pa.Table, *, rows: int) -> Iterator[pa.Table]:
     """Decode a listing's files and yield them ``rows`` at a time, resized to the model's input.
 
     The columns are the listing's identity (``filename``, ``listed_bytes``, ``listed_modified``), what the decoder found, and
-    ``pixels``: fixed-size binary of 3·h·w bytes (uint8, channels first), null where the picture failed. Full-size pixels
-    live only between two steps of this loop.
+    ``pixels``: fixed-size binary of 3·h·w bytes (uint8, channels first), null where the picture failed. Where the decoder
+    leaves JPEGs as they are, the files stand in :data:`detector.scoring.encoded.COLUMNS`. Full-size pixels live only between
+    two steps of this loop.
     """
     decoded = decoder.decode(files["path"].to_pylist())
     for start in range(0, files.num_rows, rows):
         block = files.slice(start, rows)
-        yield _decoded_table(block, islice(decoded, block.num_rows), transform)
+        yield _decoded_table(block, islice(decoded, block.num_rows), transform, leave_jpegs=decoder.leave_jpegs)
 
 
-def _decoded_table(block: pa.Table, decoded: Iterator[Decoded], transform: EvaluationTransform) -> pa.Table:
+def _decoded_table(
+    block: pa.Table, decoded: Iterator[Decoded], transform: EvaluationTransform, *, leave_jpegs: bool
+) -> pa.Table:
     height, width = transform.input_size
     pixels = np.zeros((block.num_rows, 3 * height * width), dtype=np.uint8)
     found: dict[str, list[object]] = {name: [] for name, _ in FACTS}
+    left: dict[str, list[object]] = {name: [] for name, _ in COLUMNS}
     listed = zip(block["bytes"].to_pylist(), block["modified"].cast(pa.int64()).to_pylist(), strict=True)
     for row, (picture, (listed_bytes, listed_modified)) in enumerate(zip(decoded, listed, strict=True)):
-        if picture.pixels is not None:
-            try:
-                pixels[row] = transform.resize(picture.pixels).numpy().reshape(-1)
-            except ShapeError as error:
-                picture = replace(picture, error="too_large", message=str(error), pixels=None)  # noqa: PLW2901
+        outcome = resized(picture, transform)
+        if isinstance(outcome, Decoded):
+            picture = outcome  # noqa: PLW2901
+        else:
+            pixels[row] = outcome.reshape(-1)
+        left["encoded"].append(None if picture.encoded is None else picture.encoded.tobytes())
+        left["turn"].append(picture.turn)
         found["bytes"].append(listed_bytes if picture.num_bytes is None else picture.num_bytes)
         found["modified"].append(listed_modified if picture.modified_ns is None else clamp_ns(picture.modified_ns))
         for name in ("error", "message", "sha256", "width", "height", "format"):
             found[name].append(getattr(picture, name))
     good = np.array([error is None for error in found["error"]], dtype=bool)
+    encoded = {name: pa.array(left[name], kind) for name, kind in COLUMNS} if leave_jpegs else {}
     return pa.table({
         "filename": block["filename"],
         "listed_bytes": block["bytes"],
         "listed_modified": block["modified"],
         **{name: pa.array(found[name], _storage(kind)).cast(kind) for name, kind in FACTS},
-        "pixels": _binary_column(pixels, good),
+        "pixels": pixel_column(pixels, good),
+        **encoded,
     })  # fmt: skip
 
 
@@ -86,16 +100,10 @@ def _storage(kind: pa.DataType) -> pa.DataType:
     return pa.int64() if pa.types.is_timestamp(kind) else kind
 
 
-def _binary_column(pixels: np.ndarray, valid: np.ndarray) -> pa.Array:
-    """uint8 [N, K] → fixed-size binary of width K, without a copy; rows that are not ``valid`` are null."""
-    mask = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(pixels.shape[1]), len(pixels), [mask, pa.py_buffer(pixels)])
-
-
 def score_block(predictor: BatchPredictor, decoded: pa.Table, *, plan: ScorePlan) -> pa.Table:
     """Score a decoded table of any length in the model's fixed batches; rows of PARTS_SCHEMA plus the listing's identity."""
     good = np.flatnonzero(decoded["error"].is_null().to_numpy())
-    pixels = _pixels(decoded["pixels"], predictor.transform.input_size)
+    pixels = pixel_rows(decoded["pixels"]).reshape(-1, 3, *predictor.transform.input_size)
     p_ai = np.full(decoded.num_rows, np.nan, dtype=np.float32)
     failures: dict[int, str] = {}
     for chosen, outcome in predictor.stream(pixels, good):
@@ -105,14 +113,6 @@ def score_block(predictor: BatchPredictor, decoded: pa.Table, *, plan: ScorePlan
             p_ai[chosen] = outcome
     failures.update({int(r): "the model gave no finite number" for r in good if np.isnan(p_ai[r]) and int(r) not in failures})
     return _scored_table(decoded, p_ai, failures, plan)
-
-
-def _pixels(column: pa.ChunkedArray, size: tuple[int, int]) -> np.ndarray:
-    """Fixed-size binary → uint8 [N, 3, h, w], Arrow's own memory where it is one chunk; null rows hold anything."""
-    array = one_chunk(column)
-    width = 3 * size[0] * size[1]
-    flat = np.frombuffer(array.buffers()[1], dtype=np.uint8)[array.offset * width : (array.offset + len(array)) * width]
-    return flat.reshape(len(array), 3, *size)
 
 
 def _scored_table(decoded: pa.Table, p_ai: np.ndarray, failures: dict[int, str], plan: ScorePlan) -> pa.Table:
@@ -175,7 +175,7 @@ class BlockScorer:
     ) -> None:
         self._plan, self._should_stop, self._on_rows = plan, should_stop, on_rows
         self._predictor = load_predictor(plan.checkpoint, plan.settings)
-        self._decoder = plan.decoder()
+        self._decoder, self._finish = plan.decoder(), plan.finisher()
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Score and commit one block of the listing; when asked to stop, what is finished of it.
@@ -185,7 +185,7 @@ class BlockScorer:
         """
         plan, done = self._plan, []
         for decoded in decode_blocks(self._decoder, plan.checkpoint.transform, files, rows=plan.settings.batch_size):
-            done.append(score_block(self._predictor, decoded, plan=plan))
+            done.append(score_block(self._predictor, self._finish(decoded), plan=plan))
             self._on_rows(decoded.num_rows)
             if self._should_stop():
                 break
@@ -228,9 +228,9 @@ class DecodedScorer:
     """The last two stages: what a GPU actor runs on decoded blocks."""
 
     def __init__(self, plan: ScorePlan) -> None:
-        self._plan = plan
+        self._plan, self._finish = plan, plan.finisher()
         self._predictor = load_predictor(plan.checkpoint, plan.settings)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Score and commit one decoded block; the one-row summary."""
-        return commit_block(score_block(self._predictor, decoded, plan=self._plan), plan=self._plan)
+        return commit_block(score_block(self._predictor, self._finish(decoded), plan=self._plan), plan=self._plan)

@@ -9,7 +9,7 @@ import pytest
 from detector.images import decoder_protocol as protocol
 from detector.images.decoder_protocol import Reply, Request
 
-GOOD = Reply(7, None, None, "ab" * 32, 123, -5, 640, 480, "JPEG", (240, 320))
+GOOD = Reply(7, None, None, "ab" * 32, 123, -5, 640, 480, "JPEG", (240, 320), 6)
 
 
 @pytest.mark.parametrize("reply", [
