@@ -231,8 +231,8 @@ def table(flags: Flags, speeds: dict[str, list[Speed]]) -> str:
         "",
         "Trainer alone and loop: the same model, pictures, decoding, augmentation, batch, optimizer and precision, without",
         "Ray, evaluations, checkpoints and progress. jobs.train has its workers on a CPU keep freed memory; so do those with",
-        "*malloc tuned*, which nobody gets without asking. Two workers have half the batch each. Other than the first that trains:",
-        "the driver, Ray's services, and the second worker.",
+        "*malloc tuned*, which nobody gets without asking. Two workers have half the batch each. Other than the first that",
+        "trains: the driver, Ray's services, and the second worker.",
     ]
     return "\n".join(lines) + "\n"
 
