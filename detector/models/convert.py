@@ -56,6 +56,11 @@ def convert_weights(model: str, folder: str) -> str:
     return folder
 
 
+def is_converted(folder: str) -> bool:
+    """Whether :func:`convert_weights` has written a checkpoint there."""
+    return all(os.path.exists(os.path.join(folder, name)) for name in (ORIGIN, WEIGHTS))
+
+
 def _run_child(pickle: str, target: str) -> None:
     """Convert in a child; its last line of stderr is the reason when it fails."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -25,6 +25,7 @@ from detector.reprocessing import history
 from detector.reprocessing.changes import KINDS, compare, count_changes, read_state, write_changes
 from detector.reprocessing.config_file import Collection, read_collections
 from detector.reprocessing.history import Ticket
+from detector.scoring import output
 from detector.scoring import score as scoring
 from detector.scoring.publish import PARQUET
 from detector.storage import Store, is_uri, local_path, open_store
@@ -163,7 +164,7 @@ def _in_words(changes: dict[str, int]) -> str:
 def _remove_what_was_made(store: Store) -> None:
     if not store.is_local:
         return
-    names = [*(f"{history.HISTORY}/{name}" for name in store.names(history.HISTORY)), PREVIOUS, LOCK, scoring.LOCK]
+    names = [*(f"{history.HISTORY}/{name}" for name in store.names(history.HISTORY)), PREVIOUS, LOCK, output.LOCK]
     for name in names:
         store.remove(name)
     for folder in (history.HISTORY, KEPT_FOLDER, ""):

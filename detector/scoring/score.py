@@ -3,11 +3,9 @@
 The driver that runs this imports neither torch nor transformers.
 """
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,12 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, Timeout
 
 from detector import runs
 from detector.cli import EXIT_TOO_MANY_ERRORS
 from detector.cluster import Cluster, connect, wanted_address
-from detector.errors import LockedError, UsageError
+from detector.errors import UsageError
 from detector.images.listing import Listing, list_images, raw_name
 from detector.images.pixels import DECODERS, DecodeLimits
 from detector.models.checkpoint import Checkpoint, inspect_checkpoint
@@ -29,11 +26,11 @@ from detector.models.openvino_cache import ensure_converted
 from detector.progress import Progress, log
 from detector.scoring import ledger, publish
 from detector.scoring.config import ScoreConfig
+from detector.scoring.output import held_output
 from detector.scoring.stages import ScorePlan
-from detector.storage import Store, open_store
-from detector.uris import is_uri, local_path, shown
+from detector.storage import Store
+from detector.uris import is_uri, shown
 
-LOCK = ".lock"
 _MAX_BLOCK_ROWS, _MIN_BLOCK_ROWS, _BLOCKS_WANTED = 4096, 32, 128
 
 
@@ -59,7 +56,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     config.check()
     started = runs.now_utc()
-    with _output(config) as store:
+    with held_output(config.out, writes=not config.dry_run) as store:
         listing = list_images(
             config.images, include=config.include, exclude=config.exclude, limit=config.limit, output=config.out
         )
@@ -78,8 +75,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 def _model_folder(config: ScoreConfig) -> str:
     if config.convert_weights is None:
         return config.model
-    from detector.models.convert import convert_weights
+    from detector.models.convert import convert_weights, is_converted
 
+    if config.dry_run and not is_converted(config.convert_weights):
+        raise UsageError("--dry-run writes nothing, and --convert-weights would: run it once without --dry-run")
     return convert_weights(config.model, config.convert_weights)
 
 
@@ -87,30 +86,6 @@ def block_rows(num_rows: int, batch_size: int) -> int:
     """Rows in one block: whole batches, at most 4,096, and about 128 blocks so that a kill loses little."""
     wanted = min(max(num_rows / _BLOCKS_WANTED, _MIN_BLOCK_ROWS), _MAX_BLOCK_ROWS)
     return max(1, round(wanted / batch_size)) * batch_size if batch_size <= _MAX_BLOCK_ROWS else batch_size
-
-
-@contextlib.contextmanager
-def _output(config: ScoreConfig) -> Iterator[Store]:
-    """The output folder, held for this run by a lock that dies with this process; a dry run takes no lock."""
-    existed = os.path.exists(local_path(config.out))
-    store = open_store(config.out)
-    lock = FileLock(os.path.join(store.root, LOCK)) if store.is_local and not config.dry_run else None
-    try:
-        with lock.acquire(timeout=0) if lock else contextlib.nullcontext():
-            if lock:
-                store.clean_temporary()
-            yield store
-    except Timeout:
-        raise LockedError(f"another run holds {config.out}: wait for it, or give this one another --out") from None
-    except UsageError:
-        if lock and not existed:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(store.root, LOCK))
-        raise
-    finally:
-        if store.is_local and not existed:  # a wrong command line and a dry run leave nothing behind
-            with contextlib.suppress(OSError):
-                os.rmdir(store.root)
 
 
 def _score(run: _Run, cluster: Cluster | None) -> dict[str, Any]:
@@ -214,6 +189,7 @@ def _finish(run: _Run, settings: DeviceSettings, fingerprint: str, *, num_new: i
         engine=config.engine,
         roots=[[name, shown(path)] for name, path in run.listing.roots],
         score_seconds=round(seconds, 3),
+        earlier_images_per_second=_earlier_rate(run.store),
         skipped=_histogram(run.listing.skipped["reason"]),
     )
     publish.publish(run.store, run.listing, results, record)
@@ -271,8 +247,10 @@ def _dry_run(run: _Run, fingerprint: str, pending: np.ndarray) -> dict[str, Any]
 
 
 def _earlier_rate(store: Store) -> float:
+    """Pictures a second of the last run that scored any, or 0.0."""
     try:
-        return float(json.loads(store.read(publish.RUN))["summary"]["images_per_second"])
+        record = json.loads(store.read(publish.RUN))
+        return float(record["summary"]["images_per_second"] or record["earlier_images_per_second"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
 

@@ -32,7 +32,11 @@ def _front(plan: Plan, summary: dict[str, Any]) -> str:
         if summary["collapsed"]
         else ""
     )
-    decode = "" if plan.config.decode == "full" else f" --decode {plan.config.decode}"
+    job = "python -m jobs.score --images FOLDER --model PATH_OF_THIS_FOLDER --out PREDICTIONS"
+    caveat = ""
+    if plan.config.decode != "full":
+        job += f" --decode {plan.config.decode}"
+        caveat = " It was trained on large JPEGs\ndecoded at a smaller scale; the pipeline above decodes them in full, so its scores differ."
     return f"""---
 library_name: transformers
 pipeline_tag: image-classification
@@ -52,7 +56,7 @@ from transformers import pipeline
 print(pipeline("image-classification", model="PATH_OF_THIS_FOLDER")("picture.jpg"))
 ```
 
-For folders of pictures: `python -m jobs.score --images FOLDER --model PATH_OF_THIS_FOLDER --out PREDICTIONS{decode}`."""
+For folders of pictures: `{job}`.{caveat}"""
 
 
 def _data(plan: Plan) -> str:

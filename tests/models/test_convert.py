@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from detector.errors import UsageError
 from detector.models.checkpoint import inspect_checkpoint, load_model
-from detector.models.convert import convert_weights
+from detector.models.convert import convert_weights, is_converted
 from tests.checkpoints import save_swin
 
 
@@ -25,7 +25,9 @@ def pickled(tmp_path):
 
 def test_the_copy_holds_the_same_tensors(pickled, tmp_path):
     expected = torch.load(os.path.join(pickled, "pytorch_model.bin"), weights_only=True)
+    assert not is_converted(str(tmp_path / "converted"))
     folder = convert_weights(pickled, str(tmp_path / "converted"))
+    assert is_converted(folder)
     found = load_file(os.path.join(folder, "model.safetensors"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -190,7 +190,25 @@ def test_more_failures_than_allowed_is_exit_3(folder, model, score, tmp_path):
 def test_dry_run_plans_and_writes_nothing(folder, model, score, tmp_path):
     summary, _ = score("--images", folder, "--model", model, "--out", tmp_path / "out", "--dry-run")
     assert (summary["status"], summary["pending"], summary["reused"]) == ("planned", 75, 0)
-    assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_comes_to_nothing_leaves_no_folder_behind(folder, model, score, tmp_path):
+    deep = tmp_path / "a" / "b" / "c"
+    score("--images", folder, "--model", tmp_path / "no-model", "--out", deep, check=2)
+    assert not (tmp_path / "a").exists()
+    score("--images", folder, "--model", model, "--out", deep, "--dry-run")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_rerun_that_scores_nothing_keeps_the_rate_for_the_next_plan(model, score, tmp_path):
+    pictures.folder(tmp_path / "pics", 6, seed=3)
+    flags = ("--images", tmp_path / "pics", "--model", model, "--out", tmp_path / "out", "--engine", "local")
+    rate = score(*flags)[0]["images_per_second"]
+    assert score(*flags)[0]["images_per_second"] == 0
+    assert score(*flags)[0]["images_per_second"] == 0
+    pictures.folder(tmp_path / "pics", 4, seed=4, sub="new")
+    assert score(*flags, "--dry-run")[0]["estimated_seconds"] == round(4 / rate, 1)
 
 
 def test_an_output_inside_the_pictures_is_not_scored(model, score, tmp_path):
