@@ -2,8 +2,8 @@
 
 The ways take turns, several rounds. Each trains the same model on the same pictures for a few epochs; the first epoch is
 left out, and of the others only the training steps count: imports, start-up, warm-up, evaluations and saving drop out.
-Once everything has one thread: one worker against one process. Once everything has the whole machine, as it comes without
-naming a number: a worker for each of two cores against one process with a thread on each core.
+Once everything has one thread: one worker against one process. Once everything has two processes of one thread each, half the
+batch in each: jobs.train's two workers against ``torchrun --nproc-per-node 2``.
 
 jobs.train is run as a user runs it, Ray included, and its figures are those of its own ``history.csv``. What all its other
 processes (a second worker, Ray's services, the driver) take meanwhile is measured from outside, and counted in.
@@ -31,18 +31,18 @@ from benchmarks.training_ways import Settings
 
 SAMPLE_S = 1.0
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-WAYS = ("train", "trainer", "trainer-bare", "loop", "train-bf16", "train-all", "trainer-all")
+WAYS = ("train", "trainer", "trainer-tuned", "loop", "train-bf16", "train-two", "trainer-two")
 TEXTS = {
     "train": "jobs.train, 1 worker",
-    "trainer": "Trainer alone, malloc tuned, 1 thread",
-    "trainer-bare": "Trainer alone, 1 thread",
-    "loop": "plain loop, malloc tuned, 1 thread",
+    "trainer": "Trainer alone",
+    "trainer-tuned": "Trainer alone, malloc tuned",
+    "loop": "plain loop",
     "train-bf16": "jobs.train, 1 worker, bf16",
-    "train-all": "jobs.train, 2 workers",
-    "trainer-all": "Trainer alone, all cores",
+    "train-two": "jobs.train, 2 workers",
+    "trainer-two": "Trainer alone under torchrun, 2 processes",
 }
 PAIRS = (
-    ("train", "trainer-bare"), ("train", "trainer"), ("train", "loop"), ("train-bf16", "train"), ("train-all", "trainer-all"),
+    ("train", "trainer"), ("train", "trainer-tuned"), ("train", "loop"), ("train-bf16", "train"), ("train-two", "trainer-two"),
 )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def measure(way: str, flags: Flags, folders: dict[str, str], log: str) -> Speed:
     precision = "bf16" if way.endswith("bf16") else "fp32"
     with tempfile.TemporaryDirectory(dir=folders["work"]) as fresh:
         if way.startswith("train-") or way == "train":
-            workers = 2 if way == "train-all" else 1
+            workers = 2 if way == "train-two" else 1
             others = run_watched(train_command(flags, folders["with validation"], precision, fresh, workers), ONE_THREAD, log)
             with open(f"{fresh}/out/history.csv", encoding="utf-8", newline="") as file:
                 rows = [
@@ -110,8 +110,10 @@ def measure(way: str, flags: Flags, folders: dict[str, str], log: str) -> Speed:
             with open(f"{fresh}/settings.json", "w", encoding="utf-8") as file:
                 json.dump(asdict(settings_of(flags, folders["training"], precision)), file)
             kind, _, how = way.partition("-")
-            env = {"bare": ONE_THREAD, "all": {}}.get(how, ONE_THREAD | KEEP_MEMORY)
-            command = [sys.executable, "-m", "benchmarks.training_ways", kind, f"{fresh}/settings.json", f"{fresh}/rows.json"]
+            env = ONE_THREAD | KEEP_MEMORY if how == "tuned" else ONE_THREAD
+            launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"] if how == "two" else []
+            command = [sys.executable, *launch, "-m", "benchmarks.training_ways", kind]
+            command += [f"{fresh}/settings.json", f"{fresh}/rows.json"]
             others = run_watched(command, env, log)
             with open(f"{fresh}/rows.json", encoding="utf-8") as file:
                 rows = json.load(file)
@@ -224,15 +226,15 @@ def table(flags: Flags, speeds: dict[str, list[Speed]]) -> str:
     ]
     for way, other in PAIRS:
         if way in speeds and other in speeds:
-            alone = "–" if way == "train-all" else summary(ratios(speeds, way, other, "cpu_s"))
+            alone = "–" if way == "train-two" else summary(ratios(speeds, way, other, "cpu_s"))
             tree, wall = (summary(ratios(speeds, way, other, what)) for what in ("tree_s", "wall_s"))
             lines.append(f"| {TEXTS[way]} ÷ {TEXTS[other]} | {tree} | {alone} | {wall} |")
     lines += [
         "",
         "Trainer alone and loop: the same model, pictures, decoding, augmentation, batch, optimizer and precision, without",
-        "Ray, evaluations, checkpoints and progress. jobs.train has its workers on a CPU keep freed memory; so do those with",
-        "*malloc tuned*, which nobody gets without asking. Two workers have half the batch each. Other than the first that",
-        "trains: the driver, Ray's services, and the second worker.",
+        "Ray, evaluations, checkpoints and progress. jobs.train has its workers on a CPU keep freed memory, which the others do",
+        "only where it says *malloc tuned*. Two processes have half the batch each. Other than the first that trains: the",
+        "driver, Ray's services or torchrun, and the second process.",
     ]
     return "\n".join(lines) + "\n"
 

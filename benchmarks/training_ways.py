@@ -1,11 +1,12 @@
 """The two bounds of jobs.train: transformers.Trainer alone, and a plain PyTorch loop.
 
-``python -m benchmarks.training_ways trainer|loop SETTINGS.json OUT.json``. Both have jobs.train's model, pictures, decoding,
-augmentation, batch, optimizer and precision, and neither has Ray, evaluations, checkpoints, recovery or progress. What each
-writes is one row per epoch: pictures, wall seconds and CPU-seconds of the process.
+``python -m benchmarks.training_ways trainer|loop SETTINGS.json OUT.json``; the Trainer also under torchrun. Both have
+jobs.train's model, pictures, decoding, augmentation, batch, optimizer and precision, and neither has Ray, evaluations,
+checkpoints, recovery or progress. What each writes is one row per epoch: pictures, wall seconds and CPU-seconds of the process.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -88,7 +89,8 @@ def trainer(settings: Settings, clocks: Clocks) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         arguments = transformers.TrainingArguments(
             output_dir=scratch, num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
-            per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.gradient_accumulation,
+            per_device_train_batch_size=settings.batch_size // int(os.environ.get("WORLD_SIZE", "1")), ddp_backend="gloo",
+            gradient_accumulation_steps=settings.gradient_accumulation,
             warmup_steps=WARMUP_RATIO, optim="adamw_torch_fused", weight_decay=0.0, bf16=settings.precision == "bf16",
             use_cpu=True, remove_unused_columns=False, save_strategy="no", disable_tqdm=True, report_to=[],
         )  # fmt: skip
@@ -130,6 +132,8 @@ def main(way: str, settings: str, out: str) -> None:
         chosen = Settings(**json.load(file))
     clocks = Clocks()
     {"trainer": trainer, "loop": loop}[way](chosen, clocks)
+    if os.environ.get("RANK", "0") != "0":
+        return
     with open(out, "w", encoding="utf-8") as file:
         json.dump(clocks.rows, file)
 

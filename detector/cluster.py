@@ -115,7 +115,7 @@ def _init(address: str | None, num_cpus: int | None) -> None:
             )
         except Exception as error:
             raise JobError(f"a local Ray could not be started: {_first_line(error)}") from error
-        _end_log_monitor()
+        _end_unused_services()
         return
     _knock(address)
     try:
@@ -127,15 +127,17 @@ def _init(address: str | None, num_cpus: int | None) -> None:
         ) from error
 
 
-def _end_log_monitor() -> None:
-    """End the process that would carry the workers' output to this one: nobody reads it, and it looks ten times a second.
+def _end_unused_services() -> None:
+    """End what a private Ray starts and nobody uses: the log monitor (ten looks a second), the dashboard, the autoscaler.
 
-    Ray has no option for this; where its inside changes, the process stays.
+    Ray has no option for this; where its inside changes, they stay.
     """
     import ray
 
-    with contextlib.suppress(Exception):
-        ray._private.worker._global_node.kill_log_monitor(check_alive=False)  # noqa: SLF001
+    node = getattr(ray._private.worker, "_global_node", None)  # noqa: SLF001
+    for name in ("kill_log_monitor", "kill_dashboard", "kill_monitor"):
+        with contextlib.suppress(Exception):
+            getattr(node, name)(check_alive=False)
 
 
 def _keep_token_private() -> None:

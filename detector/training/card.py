@@ -36,7 +36,7 @@ def _front(plan: Plan, summary: dict[str, Any]) -> str:
     caveat = ""
     if plan.config.decode != "full":
         job += f" --decode {plan.config.decode}"
-        caveat = " It was trained on large JPEGs\ndecoded at a smaller scale; the pipeline above decodes them in full, so its scores differ."
+        caveat = " It was trained on large JPEGs\ndecoded at a smaller scale; the pipeline above decodes in full."
     return f"""---
 library_name: transformers
 pipeline_tag: image-classification

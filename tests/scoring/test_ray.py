@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import psutil
 import pyarrow.parquet as pq
@@ -14,9 +14,12 @@ from detector.images.listing import list_images
 from detector.images.pixels import DECODER_MODE, DecodeLimits
 from detector.models.checkpoint import inspect_checkpoint
 from detector.models.devices import local_device_kind, resolve_settings
+from detector.models.gpu_jpeg import GpuJpegDecoder
 from detector.scoring import ledger, pipeline, publish
+from detector.scoring.encoded import JpegFinisher
 from detector.scoring.stages import ScorePlan
 from detector.storage import open_store
+from tests.scoring.test_gpu_decode import StandIn
 from tests.scoring.test_local import read, start, wait_for_parts
 
 pytestmark = pytest.mark.ray
@@ -56,6 +59,14 @@ def test_both_engines_write_the_same_bytes(folder, model, score, undisturbed, tm
     assert "Traceback" not in done.stderr
 
 
+class StandInPlan(ScorePlan):
+    """--decode gpu, with torchvision's CPU decoder in the GPU's place."""
+
+    def finisher(self):
+        transform = self.checkpoint.transform
+        return JpegFinisher(transform, self.limits, gpu=GpuJpegDecoder(transform, decode=StandIn()))
+
+
 def test_graphs_for_cpus_and_for_gpus(folder, model, undisturbed, tmp_path):
     """On CPUs everything is one operator; where scoring is apart, decoding is not fused into it. Both give the same bytes."""
     listing = list_images([folder])
@@ -64,8 +75,10 @@ def test_graphs_for_cpus_and_for_gpus(folder, model, undisturbed, tmp_path):
     two = pipeline.Resources(num_scorers=1, scorer_cpus=0.9, scorer_gpus=0.0, num_decoders=1, decoder_cpus=1.0)
     threads = replace(two, scorer_threads=2)
     with connect(None, num_cpus=2):
-        for name, resources, operators in (("one", one, 1), ("two", two, 2), ("threads", threads, 2)):
+        for name, resources, operators in (("one", one, 1), ("two", two, 2), ("threads", threads, 2), ("gpu", threads, 2)):
             plan = plan_of(tmp_path / name, model)
+            if name == "gpu":
+                plan = StandInPlan(**{field.name: getattr(plan, field.name) for field in fields(plan)} | {"decode": "gpu"})
             graph = pipeline.build(plan, blocks, resources=resources).materialize()
             names = [line.split(":", 1)[0] for line in graph.stats().splitlines() if line.startswith("Operator ")]
             assert len(names) == operators, names
