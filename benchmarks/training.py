@@ -232,7 +232,7 @@ def table(flags: Flags, speeds: dict[str, list[Speed]]) -> str:
     lines += [
         "",
         "Trainer alone and loop: the same model, pictures, decoding, augmentation, batch, optimizer and precision, without",
-        "Ray, evaluations, checkpoints and progress. jobs.train has its workers on a CPU keep freed memory, which the others do",
+        "Ray, evaluations, checkpoints and progress. jobs.train has its workers on a CPU keep freed memory; the others do so",
         "only where it says *malloc tuned*. Two processes have half the batch each. Other than the first that trains: the",
         "driver, Ray's services or torchrun, and the second process.",
     ]
