@@ -51,8 +51,17 @@ def run(command: list[str], *, env: dict[str, str] | None = None, log: str | Non
         _wait_for_the_rest()
         cpu = _group_cpu_s(group) if group else sum(seen.values())
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; see {log}")
+        raise failed(command, process.returncode, log)
     return Cost(wall_s=wall, cpu_s=cpu, peak_pss_bytes=peak)
+
+
+def failed(command: list[str], exit_code: int, log: str | None) -> RuntimeError:
+    """What to raise for a measured command that failed: with the end of what it printed, since the log goes with its folder."""
+    said = ""
+    if log:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            said = file.read()[-2000:]
+    return RuntimeError(f"{' '.join(command)} ended with {exit_code}\n{said}")
 
 
 @contextlib.contextmanager

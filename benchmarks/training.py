@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 import psutil
 import tyro
 
-from benchmarks.measure import heading, save, summary
+from benchmarks.measure import failed, heading, save, summary
 from benchmarks.run import write_pictures
 from benchmarks.training_ways import Settings
 
@@ -149,7 +149,7 @@ def run_watched(command: list[str], env: dict[str, str], log: str) -> float:
             samples.append({pid: (used[pid] - before[pid]) / (now - last) for pid in used if pid in before})
             before, last = used, now
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; see {log}")
+        raise failed(command, process.returncode or 0, log)
     return _others(samples)
 
 

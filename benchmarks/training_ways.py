@@ -86,10 +86,11 @@ def trainer(settings: Settings, clocks: Clocks) -> None:
         def on_epoch_end(self, *_, **__) -> None:
             clocks.stop(len(pictures))
 
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     with tempfile.TemporaryDirectory() as scratch:
         arguments = transformers.TrainingArguments(
             output_dir=scratch, num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
-            per_device_train_batch_size=settings.batch_size // int(os.environ.get("WORLD_SIZE", "1")), ddp_backend="gloo",
+            per_device_train_batch_size=settings.batch_size // world, ddp_backend="gloo" if world > 1 else None,
             gradient_accumulation_steps=settings.gradient_accumulation,
             warmup_steps=WARMUP_RATIO, optim="adamw_torch_fused", weight_decay=0.0, bf16=settings.precision == "bf16",
             use_cpu=True, remove_unused_columns=False, save_strategy="no", disable_tqdm=True, report_to=[],
