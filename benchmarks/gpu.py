@@ -3,7 +3,8 @@
 Three rates, in images/s: the model alone (uint8 pictures already in memory), decoding alone (a pool of processes, each with
 its protected decoder), and both together: the pool writes uint8 pictures of the model's input size into shared memory, this
 process hands them to the model batch by batch. What should come out is the smaller of the first two. With ``--decode gpu``
-the pool only checks the files, and the GPU decodes and resizes them; the table then says how far its pixels are from the CPU's.
+the pool only checks the files, and the GPU decodes and resizes them beside the model; the table then says how far its pixels
+are from the CPU's.
 
 ``--device cpu --pictures 32`` runs the same code where there is no GPU, to see that it works; its figures are no GPU's.
 """
@@ -87,11 +88,11 @@ def settings_of(flags: Flags) -> DeviceSettings:
 
 
 def write_pictures(folder: str) -> list[str]:
-    """JPEGs of 1024 × 1024 pixels, smooth with noise, as photographs compress."""
+    """JPEGs of 1024 × 1024 pixels, smooth with coloured noise, in which decoders differ most."""
     rng, paths = np.random.default_rng(0), []
     for index in range(_SOURCES):
         low = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((1024, 1024), Image.Resampling.BICUBIC)
-        noisy = np.asarray(low, dtype=np.int16) + rng.integers(-12, 13, (1024, 1024, 1), dtype=np.int16)
+        noisy = np.asarray(low, dtype=np.int16) + rng.integers(-12, 13, (1024, 1024, 3), dtype=np.int16)
         paths.append(os.path.join(folder, f"{index:03d}.jpg"))
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(paths[-1], quality=88)
     return paths

@@ -162,11 +162,11 @@ def answer(
         return Reply(request.number, error.code, error.message, **facts)
     except MemoryError:
         return Reply(request.number, "out_of_memory", "reading needs more memory than the limit allows", **facts)
-    facts |= {"width": picture.width, "height": picture.height}
+    facts |= {"width": picture.width, "height": picture.height, "format": picture.format}
     if isinstance(picture, EncodedJpeg):
-        return Reply(request.number, format="JPEG", turn=picture.turn, **facts)
+        return Reply(request.number, turn=picture.turn, **facts)
     rows, columns, _ = picture.pixels.shape
-    return Reply(request.number, format=picture.format, shape=(rows, columns), **facts)
+    return Reply(request.number, shape=(rows, columns), **facts)
 
 
 def _or_too_large(error: DecodeError, data: bytes, limits: DecodeLimits) -> DecodeError:

@@ -249,7 +249,7 @@ class Decoder:
 
     def _read(self, head: _Awaited, reply: Reply) -> Decoded | None:
         """Check a reply before it is believed; None if it makes no sense."""
-        if reply.number != head.number:
+        if reply.number != head.number or (reply.turn and not self._may_be_left(reply)):
             return None
         try:
             size, modified, pixels, encoded = reply.num_bytes, reply.modified_ns, None, None
@@ -259,12 +259,15 @@ class Decoder:
                 encoded = self._slots[head.slot].view(1, -(-(size or 0) // 3)).reshape(-1)[:size]
             elif not reply.error:
                 pixels = self._slots[head.slot].view(*reply.shape)
-        except (ValueError, OSError):
+        except (ValueError, TypeError, OSError):
             return None
         return Decoded(
             error=reply.error, message=reply.message, sha256=reply.sha256, num_bytes=size, modified_ns=modified,
             width=reply.width, height=reply.height, format=reply.format, pixels=pixels, encoded=encoded, turn=reply.turn or 1,
         )  # fmt: skip
+
+    def _may_be_left(self, reply: Reply) -> bool:
+        return self.leave_jpegs and reply.error is None and 1 <= reply.turn <= 8
 
     def _restart(self) -> None:
         """A fresh child that has every request of the window before it."""

@@ -26,6 +26,7 @@ SKIPPED_SCHEMA = pa.schema([
 _SKIPPED_COLUMNS = pa.schema([*SKIPPED_SCHEMA, pa.field("path", pa.binary(), nullable=False)])
 
 CHUNK_ROWS = 16_384
+_FEW_ROWS = 256  # below this, columns of their own cost more than they spare (measured: even at 128)
 _TAKE_ROWS = 1 << 20  # sorted in slices, so that no chunk of text comes near the 2 GiB of 32-bit offsets
 # The lowest int64 is pandas' NaT, so the range is cut one short of it.
 _MAX_NS = 2**63 - 1
@@ -166,14 +167,12 @@ class Found:
     def add_files(self, root: Root, prefix: bytes, files: list[tuple[bytes, int, int]]) -> None:
         """Count regular files of one folder: name, bytes and modification time of each; ``prefix`` is empty or ends in a slash.
 
-        The same as :meth:`add` for each, at a third of the time where no pattern chooses and no name needs an escape.
+        The same as :meth:`add` for each; at half the time for many where no pattern chooses and no name needs an escape.
         """
-        if not files:
-            return
-        names, sizes, times = zip(*files, strict=True)
         base = os.path.join(root.base, prefix)
-        plain = _plain_text(names)
-        if self._chooses or plain is None or not all(-_MAX_NS <= time <= _MAX_NS for time in (min(times), max(times))):
+        names, sizes, times = zip(*files, strict=True) if len(files) >= _FEW_ROWS else ((), (), ())
+        plain = None if self._chooses else _plain_text(names)
+        if plain is None or max(map(abs, times)) > _MAX_NS:
             for name, size, time in files:
                 self.add(root, prefix + name, base + name, size, time)
             return
@@ -222,7 +221,7 @@ class Found:
 def _plain_text(names: tuple[bytes, ...]) -> pa.Array | None:
     """Names as text where all are ASCII without an escape sign, which is how ``filename`` shows them; else None."""
     together = b"".join(names)
-    return pa.array(names, pa.binary()).cast(pa.string()) if together.isascii() and b"%" not in together else None
+    return pa.array(names, pa.binary()).cast(pa.string()) if names and together.isascii() and b"%" not in together else None
 
 
 def _order(columns: _Columns) -> np.ndarray:

@@ -70,11 +70,15 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedJpeg:
-    """A JPEG that is left to another decoder: its displayed size in pixels, and the EXIF orientation (1 to 8) to apply."""
+    """A JPEG that is left to another decoder: its displayed size in pixels, and the EXIF orientation (1 to 8) to apply.
+
+    ``format`` is Pillow's name: JPEG, or MPO where several pictures follow each other.
+    """
 
     width: int
     height: int
     turn: int
+    format: str
 
 
 def decode_bytes(data: bytes, limits: DecodeLimits, at_least: Sides | None = None) -> Picture:
@@ -123,7 +127,7 @@ def _left_encoded(image: Image.Image, data: bytes) -> EncodedJpeg | None:
         return None
     turn = rgb.orientation(image)
     width, height = rgb.displayed_size(*image.size, turn)
-    return EncodedJpeg(width=width, height=height, turn=turn)
+    return EncodedJpeg(width=width, height=height, turn=turn, format=image.format or "JPEG")
 
 
 def _opened(data: bytes, limits: DecodeLimits, use: Callable[[Image.Image], Made]) -> Made:

@@ -4,14 +4,18 @@ Files come from the protected decoder, which has checked their header, size and 
 own affair: where it refuses, the caller decodes on the CPU.
 """
 
+import io
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
+from detector.errors import UsageError
 from detector.images.transforms import EvaluationTransform, ShapeError
 
 if TYPE_CHECKING:
@@ -82,17 +86,26 @@ class GpuJpegDecoder:
 
 
 class NvJpeg:
-    """torchvision's nvJPEG decoder on the current CUDA device, in a stream of its own."""
+    """torchvision's nvJPEG decoder on the current CUDA device, in a stream of its own.
+
+    Raises:
+        UsageError: it does not work on this machine.
+    """
 
     def __init__(self) -> None:
         import torch
 
         self._stream = torch.cuda.Stream()
+        try:
+            self([torch.frombuffer(_small_jpeg(), dtype=torch.uint8)])
+        except RuntimeError as error:
+            raise UsageError(f"--decode gpu: nvJPEG does not work here ({str(error).splitlines()[0][:200]})") from None
 
     def __call__(self, files: "list[torch.Tensor]") -> "list[torch.Tensor]":
         """uint8 [bytes] on the host → RGB uint8 [3, H, W] on the device.
 
         Raises:
+            torch.OutOfMemoryError: there is no memory for them.
             RuntimeError: nvJPEG refuses one of the files.
         """
         import torch
@@ -108,12 +121,29 @@ class NvJpeg:
             self._stream.synchronize()
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except RuntimeError as error:
             _end_if_lost()
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from None
             raise
         for pixels in decoded:
             pixels.record_stream(torch.cuda.current_stream())
         return decoded
+
+
+def _small_jpeg() -> bytearray:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), "white").save(file, "JPEG")
+    return bytearray(file.getvalue())
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torchvision's decoder failed for want of memory; it raises the same plain error whatever the cause was.
+
+    5 and 6 are NVJPEG_STATUS_ALLOCATOR_FAILURE and NVJPEG_STATUS_EXECUTION_FAILED (nvJPEG 12.4, nvjpegStatus_t); 2 to 4 are
+    about the file.
+    """
+    return re.search(r"out of memory|failed: [56]\b", str(error)) is not None
 
 
 def _end_if_lost() -> None:

@@ -16,6 +16,7 @@ from detector.scoring.rows import MODEL_FAILED, pixel_column, pixel_rows
 
 # What the decoding stage adds for such a file: its bytes, and the EXIF orientation (1 to 8) to show it with.
 COLUMNS = (("encoded", pa.large_binary()), ("turn", pa.int8()))
+_NEEDED = ["encoded", "turn", "width", "height"]
 
 
 class JpegFinisher:
@@ -37,7 +38,7 @@ class JpegFinisher:
             return plain
         pixels = pixel_rows(decoded["pixels"]).copy()
         errors: dict[int, Decoded] = {}
-        for row, outcome in zip(rows.tolist(), self._outcomes(decoded.take(pa.array(rows))), strict=True):
+        for row, outcome in zip(rows.tolist(), self._outcomes(decoded.select(_NEEDED).take(pa.array(rows))), strict=True):
             if isinstance(outcome, np.ndarray):
                 pixels[row] = outcome.reshape(-1)
             else:

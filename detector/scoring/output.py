@@ -22,24 +22,31 @@ def held_output(out: str, *, writes: bool) -> Iterator[Store]:
         UsageError: it cannot be made or written.
     """
     new = [] if is_uri(out) else _missing_folders(os.path.abspath(local_path(out)))
-    store = open_store(out)
-    lock = FileLock(os.path.join(store.root, LOCK)) if store.is_local and writes else None
     try:
+        store = open_store(out)
+        lock = FileLock(os.path.join(store.root, LOCK)) if store.is_local and writes else None
         with lock.acquire(timeout=0) if lock else contextlib.nullcontext():
-            if lock:
-                store.clean_temporary()
-            yield store
+            try:
+                if lock:
+                    store.clean_temporary()
+                yield store
+            except UsageError:
+                if lock and new:  # while it is held, so that no other run has it
+                    _remove_if_empty(new, but_for=lock.lock_file)
+                raise
     except Timeout:
         raise LockedError(f"another run holds {out}: wait for it, or give this one another --out") from None
-    except UsageError:
-        if lock and new:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(store.root, LOCK))
-        raise
     finally:
-        with contextlib.suppress(OSError):  # a wrong command line and a dry run leave nothing behind; others have files there
-            for folder in new:
-                os.rmdir(folder)
+        _remove_if_empty(new)
+
+
+def _remove_if_empty(folders: list[str], *, but_for: str | None = None) -> None:
+    """A wrong command line and a dry run leave nothing behind; what anything lies in stays."""
+    with contextlib.suppress(OSError):
+        if but_for is not None and os.listdir(folders[0]) == [os.path.basename(but_for)]:
+            os.unlink(but_for)
+        for folder in folders:
+            os.rmdir(folder)
 
 
 def _missing_folders(path: str) -> list[str]:

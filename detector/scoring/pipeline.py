@@ -37,6 +37,7 @@ _MARK = "stage-error:"
 _AGAIN = "what is committed is kept, run the same command again"
 _NO_PROGRESS_S = 300  # a hang, or an actor that dies at every try, becomes an error that names the operators
 _PIXEL_BLOCK_ROWS = 256  # 150 KB a row: what one decoded block may hold of the object store
+_ENCODED_BLOCK_BYTES = 64 * 2**20  # with --decode gpu it holds the files too; a private Ray's object store has 256 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +123,15 @@ def build(plan: ScorePlan, blocks: list[pa.Table], *, resources: Resources) -> r
     if not resources.split:
         files = _read(blocks, num_cpus=resources.scorer_cpus)
         return _pool(files, _Score, shipped, size=resources.num_scorers, num_cpus=resources.scorer_cpus)
-    blocks = [piece for block in blocks for piece in _pieces(block, _PIXEL_BLOCK_ROWS)]
+    most = _ENCODED_BLOCK_BYTES if plan.decode == "gpu" else None
+    blocks = [piece for block in blocks for piece in _pieces(block, _PIXEL_BLOCK_ROWS, most)]
     where: dict[str, Any] = {"num_cpus": resources.decoder_cpus}
     if resources.decode_hosts:
         where["resources"] = {"decode": 1}
     decoded = _pool(_read(blocks, **where), _Decode, shipped, size=resources.num_decoders, **where)
     options: dict[str, Any] = {"num_cpus": resources.scorer_cpus, "threads": resources.scorer_threads}
     if resources.scorer_gpus:
-        options |= {"num_gpus": resources.scorer_gpus, "batch_size": _PIXEL_BLOCK_ROWS}
+        options |= {"num_gpus": resources.scorer_gpus, "batch_size": None if most else _PIXEL_BLOCK_ROWS}
     return _pool(decoded, _ScoreDecoded, shipped, size=resources.num_scorers, **options)
 
 
@@ -154,8 +156,15 @@ def _pool(
     )
 
 
-def _pieces(block: pa.Table, rows: int) -> Iterator[pa.Table]:
-    return (block.slice(start, rows) for start in range(0, block.num_rows, rows))
+def _pieces(block: pa.Table, rows: int, most_bytes: int | None) -> Iterator[pa.Table]:
+    """Cut a block: at most so many rows, and of several rows at most so many bytes of files."""
+    start, total = 0, 0
+    for row, size in enumerate(block["bytes"].to_pylist()):
+        total += size or 0
+        if row > start and (row - start == rows or (most_bytes is not None and total > most_bytes)):
+            yield block.slice(start, row - start)
+            start, total = row, size or 0
+    yield block.slice(start)
 
 
 def _read(blocks: list[pa.Table], **options: Any) -> ray.data.Dataset:

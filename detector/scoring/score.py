@@ -8,6 +8,7 @@ import os
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def _model_folder(config: ScoreConfig) -> str:
     from detector.models.convert import convert_weights, is_converted
 
     if config.dry_run and not is_converted(config.convert_weights):
-        raise UsageError("--dry-run writes nothing, and --convert-weights would: run it once without --dry-run")
+        raise UsageError("--dry-run writes nothing, and --convert-weights would: leave one of them out")
     return convert_weights(config.model, config.convert_weights)
 
 
@@ -90,7 +91,7 @@ def block_rows(num_rows: int, batch_size: int) -> int:
 
 def _score(run: _Run, cluster: Cluster | None) -> dict[str, Any]:
     settings = _settings(run.config, cluster)
-    fingerprint = run.checkpoint.fingerprint(decoder=DECODERS[run.config.decode], **settings.facts())
+    fingerprint = run.checkpoint.fingerprint(decoder=_decoder_name(run.config), **settings.facts())
     done = ledger.read_parts(run.store, fingerprint, columns=ledger.LEDGER_COLUMNS)
     files = run.listing.files
     pending = np.arange(files.num_rows) if run.config.rescore else ledger.pending_rows(files, done)
@@ -113,6 +114,12 @@ def _settings(config: ScoreConfig, cluster: Cluster | None) -> DeviceSettings:
     if config.decode == "gpu" and not found.is_cuda:
         raise UsageError("--decode gpu needs an NVIDIA GPU to score on: leave it out to decode on the CPUs")
     return found
+
+
+def _decoder_name(config: ScoreConfig) -> str:
+    """What the fingerprint says of decoding; nvJPEG comes with torchvision, and its pixels may change with it."""
+    more = f" (torchvision {metadata.version('torchvision')})" if config.decode == "gpu" else ""
+    return DECODERS[config.decode] + more
 
 
 def _cpu_kind() -> str:
@@ -220,7 +227,7 @@ def _model_facts(run: _Run, settings: DeviceSettings, fingerprint: str) -> dict[
         "fingerprint": fingerprint,
         "identity": run.checkpoint.identity,
         **settings.facts(),
-        "decoder": DECODERS[run.config.decode],
+        "decoder": _decoder_name(run.config),
         "transform": run.checkpoint.transform.to_dict(),
         "ai_index": run.checkpoint.label_map.ai_index,
     }
@@ -231,7 +238,7 @@ def _dry_run(run: _Run, fingerprint: str, pending: np.ndarray) -> dict[str, Any]
     files, rate = run.listing.files, _earlier_rate(run.store)
     num_bytes = int(pc.sum(files["bytes"].take(pa.array(pending))).as_py() or 0)
     time_left = (
-        f"about {len(pending) / rate:.0f} s at the last run's {rate:.1f} images/s" if rate else "no earlier run gives a rate"
+        f"about {len(pending) / rate:.0f} s at an earlier run's {rate:.1f} images/s" if rate else "no earlier run gives a rate"
     )
     log(f"dry run: {len(pending):,} pictures, {num_bytes:,} bytes to score; {time_left}")
     return {

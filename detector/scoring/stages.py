@@ -44,9 +44,9 @@ class ScorePlan:
         scaled = self.checkpoint.transform.scaled_minimum if self.decode == "scaled" else None
         return Decoder(self.limits, at_least=scaled, leave_jpegs=self.decode == "gpu")
 
-    def finisher(self) -> Callable[[pa.Table], pa.Table]:
-        """What turns a decoded table into one that can be scored."""
-        return JpegFinisher(self.checkpoint.transform, self.limits) if self.decode == "gpu" else lambda decoded: decoded
+    def finisher(self) -> JpegFinisher | None:
+        """What makes pixels of the JPEGs that the decoder leaves as they are, where it does."""
+        return JpegFinisher(self.checkpoint.transform, self.limits) if self.decode == "gpu" else None
 
 
 def decode_blocks(decoder: Decoder, transform: EvaluationTransform, files: pa.Table, *, rows: int) -> Iterator[pa.Table]:
@@ -100,8 +100,15 @@ def _storage(kind: pa.DataType) -> pa.DataType:
     return pa.int64() if pa.types.is_timestamp(kind) else kind
 
 
-def score_block(predictor: BatchPredictor, decoded: pa.Table, *, plan: ScorePlan) -> pa.Table:
-    """Score a decoded table of any length in the model's fixed batches; rows of PARTS_SCHEMA plus the listing's identity."""
+def score_block(
+    predictor: BatchPredictor, decoded: pa.Table, *, plan: ScorePlan, finisher: JpegFinisher | None = None
+) -> pa.Table:
+    """Score a decoded table of any length in the model's fixed batches; rows of PARTS_SCHEMA plus the listing's identity.
+
+    ``finisher``: what makes pixels of the files in the table, if the decoder left any.
+    """
+    if finisher is not None:
+        decoded = finisher(decoded)
     good = np.flatnonzero(decoded["error"].is_null().to_numpy())
     pixels = pixel_rows(decoded["pixels"]).reshape(-1, 3, *predictor.transform.input_size)
     p_ai = np.full(decoded.num_rows, np.nan, dtype=np.float32)
@@ -175,7 +182,7 @@ class BlockScorer:
     ) -> None:
         self._plan, self._should_stop, self._on_rows = plan, should_stop, on_rows
         self._predictor = load_predictor(plan.checkpoint, plan.settings)
-        self._decoder, self._finish = plan.decoder(), plan.finisher()
+        self._decoder, self._finisher = plan.decoder(), plan.finisher()
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Score and commit one block of the listing; when asked to stop, what is finished of it.
@@ -185,15 +192,17 @@ class BlockScorer:
         """
         plan, done = self._plan, []
         for decoded in decode_blocks(self._decoder, plan.checkpoint.transform, files, rows=plan.settings.batch_size):
-            done.append(score_block(self._predictor, self._finish(decoded), plan=plan))
+            done.append(score_block(self._predictor, decoded, plan=plan, finisher=self._finisher))
             self._on_rows(decoded.num_rows)
             if self._should_stop():
                 break
         return commit_block(pa.concat_tables(done), plan=plan)
 
     def close(self) -> None:
-        """End the decoder's child process."""
+        """End the decoders' child processes."""
         self._decoder.close()
+        if self._finisher is not None:
+            self._finisher.close()
 
 
 def commit_failed(files: pa.Table, *, error: str, message: str, plan: ScorePlan) -> pa.Table:
@@ -228,9 +237,10 @@ class DecodedScorer:
     """The last two stages: what a GPU actor runs on decoded blocks."""
 
     def __init__(self, plan: ScorePlan) -> None:
-        self._plan, self._finish = plan, plan.finisher()
+        self._plan, self._finisher = plan, plan.finisher()
         self._predictor = load_predictor(plan.checkpoint, plan.settings)
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Score and commit one decoded block; the one-row summary."""
-        return commit_block(score_block(self._predictor, self._finish(decoded), plan=self._plan), plan=self._plan)
+        scored = score_block(self._predictor, decoded, plan=self._plan, finisher=self._finisher)
+        return commit_block(scored, plan=self._plan)

@@ -28,8 +28,8 @@ _POLL_S = "0.5"
 # faults that took 34 of 90 CPU-ms a picture in a MobileNetV2 and 16 of 418 in a Swin-tiny. Workers on a CPU keep theirs. One
 # arena, since a worker trains in a thread of its own and only the main arena grows past 64 MB. Other C libraries ignore it.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-# Ray Data's shards, which nothing here reads, and a watch over a controller that outlives its driver, which none does: the
-# driver ends with its training. Each is a process that takes a second to start and 0.6 to 1 % of a core (measured).
+# Ray Data's shards, which nothing here reads; and a watch that frees the CPUs of a controller that died, which Ray does by
+# itself, since they are reserved by the controller. Each takes a second to start and 0.6 to 1 % of a core (measured).
 _UNUSED_CALLBACKS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 # Left free for Ray's own tasks: standing workers that hold every CPU can keep a job from ever starting.
 _SPARE_CPUS = 0.4

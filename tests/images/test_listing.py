@@ -252,6 +252,7 @@ def test_files_counted_together_are_those_counted_one_by_one(art, monkeypatch, o
         if odd.startswith("far"):
             os.utime(art / odd, ns=(0, 10**19))
     monkeypatch.setattr("detector.images.scanning.CHUNK_ROWS", 3)
+    monkeypatch.setattr("detector.images.found._FEW_ROWS", 2)
     together = list_images(["art"])
 
     def one_by_one(self, root, prefix, files):

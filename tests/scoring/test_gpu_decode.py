@@ -15,7 +15,7 @@ from detector.images.decoding import Decoder
 from detector.images.listing import list_images
 from detector.images.pixels import DecodeLimits, leave_encoded
 from detector.models.checkpoint import inspect_checkpoint
-from detector.models.gpu_jpeg import GpuJpegDecoder
+from detector.models.gpu_jpeg import GpuJpegDecoder, is_out_of_memory
 from detector.scoring import stages
 from detector.scoring.encoded import COLUMNS, JpegFinisher
 from detector.scoring.rows import pixel_rows
@@ -59,6 +59,8 @@ def files(folder, tmp_path):
     middle = len(plain) // 2
     (tmp_path / "damaged.jpg").write_bytes(plain[:middle] + b"\xff\xc4\0\1" * 9 + plain[middle:])
     (tmp_path / "cut.jpg").write_bytes(plain[:-300])
+    two = [Image.fromarray(pictures.array(rng, 40, 70)) for _ in range(2)]
+    two[0].save(tmp_path / "two.mpo", "MPO", save_all=True, append_images=two[1:])
     return list_images([folder, str(tmp_path)]).files
 
 
@@ -76,7 +78,7 @@ def test_every_row_ends_as_it_does_on_the_cpu(files, transform):
     left = decoded(files, transform, leave_jpegs=True)
     handed_on = left["encoded"].is_valid().to_numpy()
     assert handed_on.sum() > 30
-    assert not (set(np.array(expected["format"].to_pylist())[handed_on]) - {"JPEG", None})
+    assert set(np.array(expected["format"].to_pylist())[handed_on]) == {"JPEG", "MPO", None}
     gpu = StandIn(refuse=is_damaged)
     finisher = JpegFinisher(transform, LIMITS, gpu=GpuJpegDecoder(transform, decode=gpu))
     finished = finisher(left)
@@ -131,6 +133,16 @@ def test_the_gpu_never_holds_more_pixels_than_its_bound(files, transform, monkey
     monkeypatch.undo()
     assert finished.equals(whole(left))
     whole.close()
+
+
+@pytest.mark.parametrize(("text", "memory"), [
+    ("Error while decoding JPEG images: CUDA out of memory. Tried to allocate 3.00 GiB", True),
+    ("Error while decoding JPEG images: Failed to decode batch: nvjpegDecodeBatched failed: 5", True),
+    ("Error while decoding JPEG images: Failed to parse jpeg stream: nvjpegJpegStreamParse failed: 3", False),
+    ("Error while decoding JPEG images: nvjpegDecodeJpegHost failed: 2", False),
+])  # fmt: skip
+def test_want_of_memory_is_told_from_a_bad_file(text, memory):
+    assert is_out_of_memory(RuntimeError(text)) == memory
 
 
 def jpeg(height, width, **options):

@@ -1,9 +1,11 @@
 """The standing actors never need more than the cluster has: with more, Ray Data waits for ever without a word."""
 
+import pyarrow as pa
 import pytest
 
 from detector.cluster import Cluster
 from detector.errors import UsageError
+from detector.scoring import pipeline
 from detector.scoring.pipeline import plan_resources
 from detector.scoring.score import block_rows
 
@@ -52,3 +54,13 @@ def test_decoding_stays_on_the_hosts_that_offer_it():
     found = plan_resources(marked, num_scorers=None, gpus_per_scorer=None, num_blocks=1000)
     assert (found.decode_hosts, found.num_decoders) == (True, 16)
     assert not plan_resources(cluster(48, 4), num_scorers=None, gpus_per_scorer=None, num_blocks=1000).decode_hosts
+
+
+def test_pieces_hold_all_rows_in_order_and_bound_the_bytes_of_several():
+    sizes = [10, 70, 5, 5, None, 200, 1, 1, 1]
+    block = pa.table({"bytes": pa.array(sizes, pa.int64()), "row": range(len(sizes))})
+    pieces = list(pipeline._pieces(block, 3, 64))
+    assert [row for piece in pieces for row in piece["row"].to_pylist()] == list(range(len(sizes)))
+    assert all(piece.num_rows <= 3 for piece in pieces)
+    assert all(piece.num_rows == 1 or sum(size or 0 for size in piece["bytes"].to_pylist()) <= 64 for piece in pieces)
+    assert [piece.num_rows for piece in pipeline._pieces(block, 4, None)] == [4, 4, 1]
