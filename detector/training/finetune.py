@@ -13,6 +13,7 @@ from detector.errors import JobError, LockedError, StopRequested, UsageError
 from detector.models.devices import gpu_kind, local_device_kind, resolve_settings
 from detector.progress import log
 from detector.storage import filesystem
+from detector.training.board import Board
 from detector.training.config import TrainConfig
 from detector.training.outcome import export
 from detector.training.plan import STATE_FILE, WORK_FOLDER, Plan, plan_training, write_json
@@ -121,12 +122,10 @@ def _fit(plan: Plan, scale: Scale) -> "ray.train.Result":
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_S)
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    import ray
     from ray.train import TrainingFailedError
 
-    from detector.training.board import Board
-
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board = Board(run=plan.run)
+    board.clear()
     trainer = _torch_trainer(plan, scale, board)
     total = plan.config.epochs * len(plan.holdout.train)
     try:
@@ -141,22 +140,20 @@ def _fit(plan: Plan, scale: Scale) -> "ray.train.Result":
         log("train: stopping; finished evaluations are kept, --resume continues after the last one")
         raise
     finally:
-        ray.kill(board)
+        board.clear()
 
 
-def _refuse_hopeless(board: Any) -> None:
+def _refuse_hopeless(board: Board) -> None:
     """Fail where a worker said that no further attempt is of use.
 
     Raises:
         JobError: it did; the message is its own.
     """
-    import ray
-
-    if reason := ray.get(board.fatal.remote()):
+    if (reason := board.fatal()) is not None:
         raise JobError(f"training failed: {reason}")  # with other flags --resume would be refused, so it is not offered
 
 
-def _torch_trainer(plan: Plan, scale: Scale, board: Any) -> Any:
+def _torch_trainer(plan: Plan, scale: Scale, board: Board) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

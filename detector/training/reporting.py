@@ -48,7 +48,7 @@ class Reporter(transformers.TrainerCallback):
         self._is_first = ray.train.get_context().get_world_rank() == 0
         self._num_images = len(task.holdout.train)
         last = history[-1]["attempt"] if history else 0
-        self._attempt = ray.get(task.board.begin.remote(last)) if self._is_first else 0
+        self._attempt = task.board.begin(last) if self._is_first else 0
         self._epoch_start = self._last_pin = time.monotonic()
         self._cpu_start = time.process_time()
         self._epoch: dict[str, float] = {}
@@ -57,7 +57,7 @@ class Reporter(transformers.TrainerCallback):
         """Start the driver's bar where this attempt starts."""
         if self._is_first:
             begun = f"attempt {self._attempt}: continuing after epoch {self._history[-1]['epoch']}" if self._history else None
-            self._task.board.pin.remote(done=round(state.epoch or 0) * self._num_images, line=begun)
+            self._task.board.pin(done=round(state.epoch or 0) * self._num_images, line=begun)
 
     def on_epoch_begin(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         """Start the clocks."""
@@ -68,7 +68,7 @@ class Reporter(transformers.TrainerCallback):
         now = time.monotonic()
         if self._is_first and now - self._last_pin >= _PIN_EVERY_S:
             self._last_pin = now
-            self._task.board.pin.remote(done=int(state.epoch * self._num_images))
+            self._task.board.pin(done=int(state.epoch * self._num_images))
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Pass training loss, learning rate and gradient norm on to TensorBoard.
@@ -82,7 +82,7 @@ class Reporter(transformers.TrainerCallback):
         wanted = {"loss", "learning_rate", "grad_norm"} & set(logs or {})
         if self._is_first and wanted:
             values = {f"train/{name}": float((logs or {})[name]) for name in wanted}
-            self._task.board.pin.remote(step=state.global_step, scalars=values)
+            self._task.board.pin(step=state.global_step, scalars=values)
 
     def on_epoch_end(self, _args: Any, _state: Any, _control: Any, lr_scheduler: Any = None, **_: Any) -> None:
         """Stop the clocks, and gather the epoch's loss from all workers."""
@@ -135,4 +135,4 @@ class Reporter(transformers.TrainerCallback):
             line += f"; COLLAPSED: the same answer for every picture ({100 * row['predicted_ai']:.0f} % AI)"
         shown = (*EVALUATION_METRICS, "validation_loss", "predicted_ai")
         scalars = {f"validation/{name}": float(row[name]) for name in shown}
-        self._task.board.pin.remote(done=row["epoch"] * self._num_images, line=line, step=row["step"], scalars=scalars)
+        self._task.board.pin(done=row["epoch"] * self._num_images, line=line, step=row["step"], scalars=scalars)

@@ -1,9 +1,9 @@
 """What the driver hands to its workers. Imports neither torch nor Ray."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from detector.models.backbones import Base
+from detector.training.board import Board
 from detector.training.config import TrainConfig
 from detector.training.dataset import Holdout
 
@@ -18,7 +18,7 @@ class Task:
         holdout: training and validation pictures.
         precision: fp32, bf16 or fp16.
         use_gpu: whether each worker has a GPU, or a share of one.
-        board: handle of the Board actor.
+        board: where it says how far it is.
     """
 
     config: TrainConfig
@@ -26,4 +26,4 @@ class Task:
     holdout: Holdout
     precision: str
     use_gpu: bool
-    board: Any
+    board: Board

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from detector.progress import Progress, log
 from detector.storage import Store
-from detector.training.board import News
+from detector.training.board import Board, News
 
 TENSORBOARD_FOLDER = "tensorboard"
 _LOOK_EVERY_S = 1.0
@@ -19,7 +19,7 @@ _LOOK_EVERY_S = 1.0
 class Watcher:
     """Drains the board in a thread of its own, from entering the context to leaving it."""
 
-    def __init__(self, board: Any, *, total: int, store: Store) -> None:
+    def __init__(self, board: Board, *, total: int, store: Store) -> None:
         self._board, self._store = board, store
         self._total, self._before = total, 0
         self._progress: Progress | None = None  # made at the first news, so that the rate leaves the start-up out
@@ -44,13 +44,13 @@ class Watcher:
             self._upload()
 
     def _watch(self) -> None:
-        import ray
-
         stopping = False
         while not stopping:
             stopping = self._stop.wait(_LOOK_EVERY_S)
-            with contextlib.suppress(ray.exceptions.RayError):  # the cluster is going down: nothing more to show
-                self._show(ray.get(self._board.drain.remote(), timeout=5))
+            news = News()
+            with contextlib.suppress(Exception):  # the cluster is going down: nothing more to show
+                news = self._board.drain()
+            self._show(news)
 
     def _show(self, news: News) -> None:
         if news.done is not None:

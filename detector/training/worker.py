@@ -31,7 +31,7 @@ def train_worker(task: Task) -> None:
         JobError: it failed in a way that another attempt does not cure; the driver reads the reason from the board. It is
             raised all the same, since a worker that only returned would leave the others waiting for its gradients.
     """
-    if ray.get(task.board.fatal.remote()):
+    if task.board.fatal() is not None:
         return  # Ray Train starts the group again after any failure; this ends it at once
     try:
         _train(task)
@@ -39,7 +39,7 @@ def train_worker(task: Task) -> None:
         reason = hopeless_reason(error, task)
         if reason is None:
             raise
-        ray.get(task.board.give_up.remote(reason))
+        task.board.give_up(reason)
         raise JobError(reason) from error
 
 
