@@ -107,6 +107,7 @@ def table(flags: Flags, costs: dict[str, list[Cost]]) -> str:
         lines.append(
             f"| {engine} | {middle} | {summary(cpu)} | {summary(wall)} | {summary(fixed)} | {summary(again)} | {peak:.0f} |"
         )
+    lines += ["", "Where a rate's range goes below zero, start-up differed by more between two runs than their sizes do."]
     for engine in flags.engines:
         again = [cost.wall_s for cost in costs[f"again {engine} {flags.small}"]]
         lines += ["", f"A second run over {flags.small:,} unchanged files, {engine}: {summary(again)} s in all."]
