@@ -37,6 +37,7 @@ _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives ray.shutdown would start another Ray, which may end the process
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ side writes warnings about every actor pool to stderr
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -115,7 +116,6 @@ def _init(address: str | None, num_cpus: int | None) -> None:
             )
         except Exception as error:
             raise JobError(f"a local Ray could not be started: {_first_line(error)}") from error
-        _end_unused_services()
         return
     _knock(address)
     try:
@@ -125,19 +125,6 @@ def _init(address: str | None, num_cpus: int | None) -> None:
             f"the Ray cluster at {address} cannot be used ({_first_line(error)}): check --ray-address, and RAY_AUTH_MODE=token "
             "with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
-
-
-def _end_unused_services() -> None:
-    """End what a private Ray starts and nobody uses: the log monitor (ten looks a second), the dashboard, the autoscaler.
-
-    Ray has no option for this; where its inside changes, they stay.
-    """
-    import ray
-
-    node = getattr(ray._private.worker, "_global_node", None)  # noqa: SLF001
-    for name in ("kill_log_monitor", "kill_dashboard", "kill_monitor"):
-        with contextlib.suppress(Exception):
-            getattr(node, name)(check_alive=False)
 
 
 def _keep_token_private() -> None:
