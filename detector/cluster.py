@@ -25,7 +25,7 @@ from detector.progress import log
 Result = TypeVar("Result")
 
 # Services of Ray that a job of ours does not use; together about 2 CPU-seconds a start (measured). event_stats and the
-# two below are for what they take all the time: an idle process of Ray costs 0.6 to 0.8 % of a core, and training has ten.
+# two below are for what they take all the time: an idle process of Ray costs 0.6 to 0.8 % of a core, and there are many.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_worker_prestart": "0",

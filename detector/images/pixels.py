@@ -118,6 +118,8 @@ def leave_encoded(data: bytes, limits: DecodeLimits) -> EncodedJpeg | None:
     Raises:
         DecodeError: and nothing else, whatever ``data`` holds.
     """
+    if formats.allowed_format(data) != "JPEG":  # most cheaply said here; what it is instead, decoding will say
+        return None
     return _opened(data, limits, lambda image: _left_encoded(image, data))
 
 

@@ -140,7 +140,8 @@ def _fit(plan: Plan, scale: Scale) -> "ray.train.Result":
         log("train: stopping; finished evaluations are kept, --resume continues after the last one")
         raise
     finally:
-        board.clear()
+        with contextlib.suppress(Exception):  # where Ray is gone, that is not what the user is to read
+            board.clear()
 
 
 def _refuse_hopeless(board: Board) -> None:

@@ -49,7 +49,7 @@ def transform(model):
 
 @pytest.fixture
 def files(folder, tmp_path):
-    """The usual kinds, every orientation, damaged data, and one too long to be resized."""
+    """The usual kinds, every orientation, damaged data, a file that is cut, and one that holds two pictures."""
     rng = np.random.default_rng(4)
     for turn in range(1, 9):
         exif = Image.Exif()
@@ -166,7 +166,7 @@ def test_only_plain_jpegs_of_ordinary_size_are_left_to_the_gpu():
     assert leave_encoded(buffer.getvalue(), LIMITS) is None
 
 
-def test_without_a_gpu_it_is_refused_in_one_line(score, model, folder, tmp_path):
+def test_without_a_gpu_it_is_refused(score, model, folder, tmp_path):
     _, done = score(
         "--images", folder, "--model", model, "--out", tmp_path / "out", "--decode", "gpu", "--engine", "local", check=2
     )
