@@ -29,9 +29,6 @@ _POLL_S = "0.5"
 # faults that took 34 of 90 CPU-ms a picture in a MobileNetV2 and 16 of 418 in a Swin-tiny. Workers on a CPU keep theirs. One
 # arena, since a worker trains in a thread of its own and only the main arena grows past 64 MB. Other C libraries ignore it.
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-# Ray Data's shards, which nothing here reads; and a watch that frees the CPUs of a controller that died, which Ray does by
-# itself, since they are reserved by the controller. Each takes a second to start and 0.6 to 1 % of a core (measured).
-_UNUSED_CALLBACKS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 # Left free for Ray's own tasks: standing workers that hold every CPU can keep a job from ever starting.
 _SPARE_CPUS = 0.4
 
@@ -156,8 +153,9 @@ def _refuse_hopeless(board: Board) -> None:
 
 def _torch_trainer(plan: Plan, scale: Scale, board: Board) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
+    from detector.training.lean import LeanTrainer
     from detector.training.task import Task
 
     use_gpu = scale.gpus_per_worker > 0
@@ -171,12 +169,6 @@ def _torch_trainer(plan: Plan, scale: Scale, board: Board) -> Any:
         from detector.training.worker import train_worker  # here: the driver need not load transformers
 
         train_worker(task)
-
-    class LeanTrainer(TorchTrainer):
-        """Without the standing processes that this job has no use for; where Ray's inside changes, they stay."""
-
-        def _create_default_callbacks(self) -> list[Any]:
-            return [each for each in super()._create_default_callbacks() if type(each).__name__ not in _UNUSED_CALLBACKS]
 
     return LeanTrainer(
         worker,
