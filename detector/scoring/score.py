@@ -28,6 +28,7 @@ from detector.progress import Progress, log
 from detector.scoring import ledger, publish
 from detector.scoring.config import ScoreConfig
 from detector.scoring.output import held_output
+from detector.scoring.resources import plan_resources
 from detector.scoring.stages import ScorePlan
 from detector.storage import Store
 from detector.uris import is_uri, shown
@@ -157,7 +158,7 @@ def _run_engine(run: _Run, cluster: Cluster | None, settings: DeviceSettings, fi
 def _score_on(cluster: Cluster, plan: ScorePlan, blocks: list[pa.Table], config: ScoreConfig, progress: Progress) -> None:
     from detector.scoring import pipeline
 
-    resources = pipeline.plan_resources(
+    resources = plan_resources(
         cluster,
         num_scorers=config.scorers,
         gpus_per_scorer=config.gpus_per_scorer if config.wants_gpus else 0.0,

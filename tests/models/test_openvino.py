@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from detector import runs
-from detector.cli import run_job
 from detector.errors import UsageError
 from detector.images.decoding import Decoder
 from detector.images.pixels import DecodeLimits
@@ -21,7 +20,6 @@ from detector.models.checkpoint import inspect_checkpoint
 from detector.models.devices import resolve_settings
 from detector.models.openvino_cache import ENTRY, GRAPH, NUMBERS, ensure_converted, find_converted, import_openvino
 from detector.models.predictor import load_predictor
-from detector.scoring.config import ScoreConfig
 from tests import pictures
 from tests.checkpoints import save_swin
 from tests.models.test_parity import SIZE, files
@@ -279,37 +277,6 @@ def test_torchs_fingerprint_is_what_it_was_and_openvinos_is_its_own(checkpoint, 
     monkeypatch.setattr(devices.metadata, "version", lambda _name: "1.2.3")
     assert settings().facts()["openvino"] == "1.2.3"
     assert checkpoint.fingerprint(**settings().facts(), decoder="exact") not in {ours, before}
-
-
-def config(**flags):
-    return ScoreConfig(images=("pictures",), model="model", out="out", backend="openvino", **flags)
-
-
-def test_without_the_package_it_is_one_line_and_exit_2(monkeypatch, capsys, tmp_path):
-    def version(name):
-        raise devices.metadata.PackageNotFoundError(name)
-
-    from jobs.score import main
-
-    monkeypatch.setattr(devices.metadata, "version", version)
-    flags = ["--images", str(tmp_path), "--model", str(tmp_path), "--out", str(tmp_path / "out"), "--backend", "openvino"]
-    assert run_job("score", ScoreConfig, main, flags) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert len(lines) == 1
-    assert "pip install '.[openvino]'" in lines[0]
-
-
-def test_gpus_are_refused_and_not_taken():
-    with pytest.raises(UsageError, match="--backend openvino scores on CPUs"):
-        config(gpus_per_scorer=0.5).check()
-    for flags in ({}, {"gpus_per_scorer": 0.0}):
-        config(**flags).check()
-        assert not config(**flags).wants_gpus
-    assert ScoreConfig(images=("pictures",), model="model", out="out").wants_gpus
-    with pytest.raises(UsageError, match="fp16 needs a GPU"):
-        settings("fp16")
-    with pytest.raises(UsageError, match="scores on CPUs"):
-        resolve_settings(kind="cuda", batch_size=None, precision="auto", backend="openvino")
 
 
 def test_a_precision_that_the_cpu_does_not_do_is_refused(checkpoint, monkeypatch):

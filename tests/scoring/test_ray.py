@@ -17,6 +17,7 @@ from detector.models.devices import local_device_kind, resolve_settings
 from detector.models.gpu_jpeg import GpuJpegDecoder
 from detector.scoring import ledger, pipeline, publish
 from detector.scoring.encoded import JpegFinisher
+from detector.scoring.resources import Resources
 from detector.scoring.stages import ScorePlan
 from detector.storage import open_store
 from tests.scoring.test_gpu_decode import StandIn
@@ -71,8 +72,8 @@ def test_graphs_for_cpus_and_for_gpus(folder, model, undisturbed, tmp_path):
     """On CPUs everything is one operator; where scoring is apart, decoding is not fused into it. Both give the same bytes."""
     listing = list_images([folder])
     blocks = [listing.files.slice(at, 16) for at in range(0, listing.files.num_rows, 16)]
-    one = pipeline.Resources(num_scorers=1, scorer_cpus=1.0, scorer_gpus=0.0)
-    two = pipeline.Resources(num_scorers=1, scorer_cpus=0.9, scorer_gpus=0.0, num_decoders=1, decoder_cpus=1.0)
+    one = Resources(num_scorers=1, scorer_cpus=1.0, scorer_gpus=0.0)
+    two = Resources(num_scorers=1, scorer_cpus=0.9, scorer_gpus=0.0, num_decoders=1, decoder_cpus=1.0)
     threads = replace(two, scorer_threads=2)
     with connect(None, num_cpus=2):
         for name, resources, operators in (("one", one, 1), ("two", two, 2), ("threads", threads, 2), ("gpu", threads, 2)):

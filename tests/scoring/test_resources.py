@@ -6,7 +6,7 @@ import pytest
 from detector.cluster import Cluster
 from detector.errors import UsageError
 from detector.scoring import pipeline
-from detector.scoring.pipeline import plan_resources
+from detector.scoring.resources import plan_resources
 from detector.scoring.score import block_rows
 
 
