@@ -233,8 +233,9 @@ def table(flags: Flags, speeds: dict[str, list[Speed]]) -> str:
         "",
         "Trainer alone and loop: the same model, pictures, decoding, augmentation, batch, optimizer and precision, without",
         "Ray, evaluations, checkpoints and progress. jobs.train has its workers on a CPU keep freed memory; the others do so",
-        "only where it says *malloc tuned*. Two processes have half the batch each. Other than the first that trains: the",
-        "driver, Ray's services or torchrun, and the second process.",
+        "only where it says *malloc tuned*, and has a Swin's attention computed in plain steps while training, where theirs is",
+        "torch's fused function. Two processes have half the batch each. Other than the first that trains: the driver, Ray's",
+        "services or torchrun, and the second process.",
     ]
     return "\n".join(lines) + "\n"
 

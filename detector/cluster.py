@@ -25,7 +25,7 @@ from detector.progress import log
 Result = TypeVar("Result")
 
 # Services of Ray that a job of ours does not use; together about 2 CPU-seconds a start (measured). event_stats and the
-# two below are for what they take all the time: an idle process of Ray costs 0.6 to 0.8 % of a core, and there are many.
+# two below are for what they take all the time: an idle process of Ray costs 0.5 to 1 % of a core, and there are many.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_worker_prestart": "0",
@@ -132,16 +132,17 @@ def _init(address: str | None, num_cpus: int | None) -> None:
 def _without_log_monitor() -> Iterator[None]:
     """Start no process that forwards the workers' output to the driver, which does not ask for it (``log_to_driver``).
 
-    It takes 0.8 to 1.1 % of a core all the time (measured), and ray.init has no option against it. Where Ray's inside changes,
-    it runs.
+    It takes 0.8 to 1.1 % of a core all the time (measured), and ray.init has no option against it. Where Ray's inside is not
+    as it was in 2.60, it runs.
     """
-    from ray._private.node import Node
+    try:
+        from ray._private.node import Node
 
-    start = getattr(Node, "start_log_monitor", None)
-    if start is None:
+        start = Node.start_log_monitor
+    except (ImportError, AttributeError):
         yield
         return
-    Node.start_log_monitor = lambda _node: None
+    Node.start_log_monitor = lambda *_args, **_options: None
     try:
         yield
     finally:
@@ -149,9 +150,11 @@ def _without_log_monitor() -> Iterator[None]:
 
 
 def is_private() -> bool:
-    """Whether Ray is connected and is this process's own; where Ray's inside changes, False."""
-    from ray._private import worker
-
+    """Whether Ray is connected and is this process's own; where Ray's inside is not as it was in 2.60, False."""
+    try:
+        from ray._private import worker
+    except ImportError:
+        return False
     return bool(getattr(getattr(worker, "_global_node", None), "head", False))
 
 

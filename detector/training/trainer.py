@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 from detector import metrics
 from detector.images.transforms import EvaluationTransform
 from detector.labels import Label
+from detector.training.attention import fused_attention
 from detector.training.collapse import is_constant
 
 # History columns that an evaluation fills, beside its loss.
@@ -63,6 +64,11 @@ class DetectorTrainer(transformers.Trainer):
             self._loss_sum[1] += len(losses)
         loss = losses.mean()
         return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        """The Trainer's own, with the attention that scoring has."""
+        with fused_attention(self.model):
+            return super().evaluation_loop(*args, **options)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)

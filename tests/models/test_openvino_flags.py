@@ -27,7 +27,8 @@ def test_without_the_package_it_is_one_line_and_exit_2(monkeypatch, capsys, tmp_
     assert "pip install '.[openvino]'" in lines[0]
 
 
-def test_gpus_are_refused_and_not_taken():
+def test_gpus_are_refused_and_not_taken(monkeypatch):
+    monkeypatch.setattr(devices.metadata, "version", lambda _name: "1.2.3")
     with pytest.raises(UsageError, match="--backend openvino scores on CPUs"):
         config(gpus_per_scorer=0.5).check()
     for flags in ({}, {"gpus_per_scorer": 0.0}):
