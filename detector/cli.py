@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from detector.errors import JobError, LockedError, StopRequested, UsageError
+from detector.private_ray import leave_if_abandoned
 from detector.uris import shown
 
 Flags = TypeVar("Flags")
@@ -95,6 +96,7 @@ def run_job(job: str, flags_type: type[Flags], main: Callable[[Flags], dict[str,
     line["seconds"] = round(time.monotonic() - start, 3)
     sys.stderr.flush()
     print(json.dumps(line), flush=True)
+    leave_if_abandoned(code)
     return code
 
 

@@ -19,7 +19,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from detector.errors import JobError, UsageError
+from detector.errors import JobError, StopRequested, UsageError
+from detector.private_ray import abandon, shut_down, without_log_monitor
 from detector.progress import log
 
 Result = TypeVar("Result")
@@ -86,17 +87,21 @@ def connect(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     chosen = wanted_address(address)
     for name, value in (_QUIET if chosen else _QUIET | _QUIET_ALONE).items():
         os.environ.setdefault(name, value)
-    handler = signal.getsignal(signal.SIGTERM)
-    import ray
-
+    handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
         with _without_stderr():
             _init(chosen, num_cpus)
         with contextlib.suppress(ValueError):  # not in the main thread: nothing was installed there
             signal.signal(signal.SIGTERM, handler)  # ray.init puts its own there, which would end the job at once
         yield _describe(chosen)
-    finally:
-        ray.shutdown()
+    except (StopRequested, KeyboardInterrupt):
+        abandon()
+        raise
+    except BaseException:
+        shut_down(handler)
+        raise
+    else:
+        shut_down(handler)
 
 
 def _init(address: str | None, num_cpus: int | None) -> None:
@@ -107,7 +112,7 @@ def _init(address: str | None, num_cpus: int | None) -> None:
         with contextlib.suppress(OSError):  # no home folder, or not ours to write: Ray then says what it needs
             _keep_token_private()
         try:
-            with _without_log_monitor():
+            with without_log_monitor():
                 ray.init(
                     address="local",
                     num_cpus=num_cpus or usable_cpus(),
@@ -126,36 +131,6 @@ def _init(address: str | None, num_cpus: int | None) -> None:
             f"the Ray cluster at {address} cannot be used ({_first_line(error)}): check --ray-address, and RAY_AUTH_MODE=token "
             "with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
-
-
-@contextlib.contextmanager
-def _without_log_monitor() -> Iterator[None]:
-    """Start no process that forwards the workers' output to the driver, which does not ask for it (``log_to_driver``).
-
-    It takes 0.8 to 1.1 % of a core all the time (measured), and ray.init has no option against it. Where Ray's inside is not
-    as it was in 2.60, it runs.
-    """
-    try:
-        from ray._private.node import Node
-
-        start = Node.start_log_monitor
-    except (ImportError, AttributeError):
-        yield
-        return
-    Node.start_log_monitor = lambda *_args, **_options: None
-    try:
-        yield
-    finally:
-        Node.start_log_monitor = start
-
-
-def is_private() -> bool:
-    """Whether Ray is connected and is this process's own; where Ray's inside is not as it was in 2.60, False."""
-    try:
-        from ray._private import worker
-    except ImportError:
-        return False
-    return bool(getattr(getattr(worker, "_global_node", None), "head", False))
 
 
 def _keep_token_private() -> None:

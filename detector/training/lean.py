@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.train.torch import TorchTrainer
 
-from detector.cluster import is_private
+from detector.private_ray import is_private
 
 if TYPE_CHECKING:
     from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy

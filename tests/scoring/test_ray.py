@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 import time
 from dataclasses import fields, replace
 
@@ -108,14 +110,46 @@ def test_sigterm_keeps_what_is_committed_and_exits_143_within_ten_seconds(folder
     flags = ("--images", folder, "--model", model, "--out", out, "--scorers", 1)
     process = start(*flags)
     wait_for_parts(out, 1, process)
+    below = psutil.Process(process.pid).children(recursive=True)
     sent = time.monotonic()
     process.terminate()
-    _, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 143, stderr
+    assert '"status": "stopped"' in stdout
     assert time.monotonic() - sent < 10
+    _, alive = psutil.wait_procs(below, timeout=5)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE], "Ray's processes outlive the job"
     summary, _ = score(*flags, "--engine", "local")
     assert summary["reused"] > 0
     assert read(out) == read(undisturbed[0])
+
+
+SLOW_END = """
+import os, signal, sys
+from dataclasses import dataclass
+from detector.cli import run_job
+from detector.cluster import connect
+from ray._private.node import Node
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    out: str = "out"
+
+def main(flags):
+    with connect(None, num_cpus=1):
+        end = Node.kill_all_processes
+        Node.kill_all_processes = lambda *args, **options: (os.kill(os.getpid(), signal.SIGTERM), end(*args, **options))
+    return {}
+
+sys.exit(run_job("score", Flags, main, []))
+"""
+
+
+def test_a_sigterm_while_ray_ends_stops_the_job_too():
+    """Ray's C++ side has given the signal back to the system by then, which would end the process without a word."""
+    done = subprocess.run([sys.executable, "-c", SLOW_END], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 143, done.stderr
+    assert '"status": "stopped"' in done.stdout
 
 
 def kill_one(pid, rng):
