@@ -107,6 +107,10 @@ class Predictor(BatchPredictor):
         layout: dict[str, Any] = {"memory_format": torch.channels_last} if settings.channels_last else {}
         self._layout = layout.get("memory_format", torch.contiguous_format)
         self._model: Any = model.to(device=self._device, dtype=self._dtype, **layout).eval()
+        if not settings.is_cuda:
+            from detector.models.packing import pack_linear_layers
+
+            pack_linear_layers(self._model)
         self._constants = transform.constants(self._device)
         self._batch = torch.zeros((settings.batch_size, 3, *transform.input_size), dtype=torch.uint8)
 
