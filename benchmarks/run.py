@@ -2,7 +2,8 @@
 
 Every way scores a small and a large folder, in turn, several times. The slope between the two (CPU-seconds and wall time
 a picture) is the steady state, without imports and start-up; what is left is the fixed cost. The machine may be shared:
-medians and ranges are printed, and CPU-seconds stand beside wall time.
+medians and ranges are printed, and CPU-seconds stand beside wall time. Starting takes a second or two more or less each
+time: the further apart the two sizes are, the steadier the slope.
 """
 
 import os

@@ -61,6 +61,19 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _is_supported() -> bool:
+    """Whether torch has the operators, the processor multiplies bf16, and a small layer comes out as the plain one does.
+
+    The trial is there because operators can be present and still refuse: on some processors every batch would fail.
+    """
     operators = torch.ops.mkldnn
-    present = torch.backends.mkldnn.is_available() and all(hasattr(operators, name) for name in _OPERATORS)
-    return bool(present and getattr(operators, _SUPPORTED)())
+    if not (torch.backends.mkldnn.is_available() and all(hasattr(operators, name) for name in _OPERATORS)):
+        return False
+    try:
+        with torch.inference_mode():
+            layer = nn.utils.skip_init(nn.Linear, 32, 16, dtype=torch.bfloat16)  # random numbers are somebody else's
+            for parameter in layer.parameters():
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view(parameter.shape))
+            x = torch.linspace(-2, 2, 4 * 32, dtype=torch.bfloat16).view(4, 32)
+            return bool(getattr(operators, _SUPPORTED)()) and torch.equal(PackedLinear(layer)(x), layer(x))
+    except RuntimeError:
+        return False

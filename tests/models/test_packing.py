@@ -78,6 +78,7 @@ def test_only_plain_layers_are_replaced_and_a_shared_one_stays_shared():
 @needs_bf16
 def test_the_plain_weights_are_let_go_one_by_one_but_can_be_looked_at(monkeypatch):
     model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 32)).bfloat16()
+    state = torch.get_rng_state()
     expected, first, seen = model[0].weight.detach().clone(), weakref.ref(model[0]), []
 
     class Watched(PackedLinear):
@@ -88,8 +89,9 @@ def test_the_plain_weights_are_let_go_one_by_one_but_can_be_looked_at(monkeypatc
     monkeypatch.setattr(packing, "PackedLinear", Watched)
     assert pack_linear_layers(model) == 2
     gc.collect()
-    assert seen == [False, True], "all weights would lie in memory twice for a while"
+    assert seen[-2:] == [False, True], "all weights would lie in memory twice for a while"
     assert first() is None
+    assert torch.equal(torch.get_rng_state(), state), "random numbers were drawn: seeded work after it would differ"
     assert torch.equal(model[0].weight, expected)
     assert model[0].weight.shape == (32, 64)
 
@@ -103,6 +105,20 @@ def test_an_input_that_is_not_bf16_is_refused():
 @pytest.mark.parametrize("missing", packing._OPERATORS)
 def test_a_torch_without_the_operators_scores_with_plain_layers(monkeypatch, missing):
     monkeypatch.setattr(packing, "_OPERATORS", (*packing._OPERATORS, missing + "_of_another_version"))
+    model = nn.Sequential(nn.Linear(4, 4)).bfloat16()
+    assert pack_linear_layers(model) == 0
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("failure", ["raises", "differs"])
+def test_where_the_operators_refuse_or_differ_layers_stay_plain(monkeypatch, failure):
+    class Unfit(PackedLinear):
+        def forward(self, x):
+            if failure == "raises":
+                raise RuntimeError("could not create a primitive descriptor")
+            return super().forward(x) * 1.01
+
+    monkeypatch.setattr(packing, "PackedLinear", Unfit)
     model = nn.Sequential(nn.Linear(4, 4)).bfloat16()
     assert pack_linear_layers(model) == 0
     assert type(model[0]) is nn.Linear
