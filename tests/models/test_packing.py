@@ -19,6 +19,11 @@ BF16 = {"avx512_bf16", "amx_bf16"}  # asked of the processor: packing that is go
 needs_bf16 = pytest.mark.skipif(not BF16 & devices._cpu_flags(), reason="this CPU does not multiply bf16")
 
 
+@pytest.fixture(autouse=True)
+def same_weights_every_time():
+    torch.manual_seed(20261122)  # of the layers; inputs have generators of their own
+
+
 def bits(tensor):
     return tensor.contiguous().view(torch.int16)
 
