@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from detector.errors import JobError, UsageError
 from detector.scoring.isolation import Block
+from detector.scoring.lean import UNNEEDED, lean_start
 
 if TYPE_CHECKING:
     from detector.scoring.stages import ScorePlan
@@ -116,9 +117,10 @@ def main(pipe: connection.Connection) -> None:
 
 
 def _serve(plan: "ScorePlan", pipe: connection.Connection, should_stop: Any) -> None:
-    from detector.scoring.stages import BlockScorer
+    with lean_start(() if plan.settings.is_cuda else UNNEEDED):  # torch has kernels for GPUs that are written in triton
+        from detector.scoring.stages import BlockScorer
 
-    scorer = BlockScorer(plan, should_stop=should_stop, on_rows=lambda rows: pipe.send(("rows", rows)))
+        scorer = BlockScorer(plan, should_stop=should_stop, on_rows=lambda rows: pipe.send(("rows", rows)))
     pipe.send(("ready", None))
     while not should_stop():
         if not pipe.poll(_IDLE_CHECK_S):
