@@ -26,6 +26,7 @@ from ray.data.datasource import Datasource, ReadTask
 from detector.cluster import Cluster, interruptibly
 from detector.errors import JobError, UsageError
 from detector.models.openvino_cache import files_to_ship
+from detector.scoring.lean_data import make_lean
 from detector.scoring.local import SupervisedScorer
 from detector.scoring.resources import Resources
 from detector.scoring.stages import BlockDecoder, DecodedScorer, ScorePlan
@@ -79,6 +80,7 @@ def build(plan: ScorePlan, blocks: list[pa.Table], *, resources: Resources) -> r
 
 
 def _configure() -> None:
+    make_lean()
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     context.print_on_execution_start = False
