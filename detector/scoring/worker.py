@@ -6,12 +6,15 @@ would import the caller's main module again, which inside a Ray worker is Ray.
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from multiprocessing import Pipe, connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 
@@ -20,7 +23,7 @@ from detector.scoring.isolation import Block
 from detector.scoring.lean import UNNEEDED, lean_start
 
 if TYPE_CHECKING:
-    from detector.scoring.stages import ScorePlan
+    from detector.scoring.stages import BlockScorer, ScorePlan
 
 _MODULE = "detector.scoring.worker"
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
@@ -99,14 +102,29 @@ def from_ipc(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-def main(pipe: connection.Connection) -> None:
-    """The process's life: load the model, score the blocks that come, until the pipe closes or SIGTERM."""
+def main(pipe: connection.Connection, again: int | None = None) -> None:
+    """The process's life: load the model, score the blocks that come, until the pipe closes or SIGTERM.
+
+    ``again``: the file of :func:`_start_again`, if this process has tried before.
+    """
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
     try:
-        plan, parent = pipe.recv()
-        _serve(plan, pipe, lambda: bool(stopping) or os.getppid() != parent)
+        plan, parent = pipe.recv() if again is None else _received(again)
+        # On GPUs nothing is hidden: torch has kernels for them that are written in triton.
+        hidden = () if again is not None or plan.settings.is_cuda else UNNEEDED
+
+        def should_stop() -> bool:
+            return bool(stopping) or os.getppid() != parent
+
+        try:
+            scorer = _load(plan, pipe, should_stop, hidden)
+        except (UsageError, ImportError):
+            if not hidden or should_stop():
+                raise
+            _start_again(pipe, (plan, parent))
+        _serve(scorer, pipe, should_stop)
     except UsageError as error:
         _tell(pipe, "usage", str(error))
     except (EOFError, ConnectionError):
@@ -116,11 +134,36 @@ def main(pipe: connection.Connection) -> None:
         _tell(pipe, "failed", str(error) if plain else f"{type(error).__name__}: {error}")
 
 
-def _serve(plan: "ScorePlan", pipe: connection.Connection, should_stop: Any) -> None:
-    with lean_start(() if plan.settings.is_cuda else UNNEEDED):  # torch has kernels for GPUs that are written in triton
+def _load(
+    plan: "ScorePlan", pipe: connection.Connection, should_stop: Callable[[], bool], hidden: tuple[str, ...]
+) -> "BlockScorer":
+    with lean_start(hidden):
         from detector.scoring.stages import BlockScorer
 
-        scorer = BlockScorer(plan, should_stop=should_stop, on_rows=lambda rows: pipe.send(("rows", rows)))
+        return BlockScorer(plan, should_stop=should_stop, on_rows=lambda rows: pipe.send(("rows", rows)))
+
+
+def _start_again(pipe: connection.Connection, received: object) -> NoReturn:
+    """Become a new process that hides no package: this checkpoint, or another release of a library, may need one of them.
+
+    What hiding led to cannot be undone in this process, which may have half a library. The new one has the same pid and pipe,
+    and a file with what came through the pipe.
+    """
+    with tempfile.TemporaryFile() as file:
+        pickle.dump(received, file)
+        file.flush()
+        os.set_inheritable(file.fileno(), True)
+        numbers = [str(pipe.fileno()), str(file.fileno())]
+        os.execv(sys.executable, [sys.executable, "-P", "-m", _MODULE, *numbers])  # noqa: S606  itself
+
+
+def _received(number: int) -> Any:
+    with os.fdopen(number, "rb") as file:
+        file.seek(0)
+        return pickle.load(file)  # noqa: S301  written by this process a moment ago
+
+
+def _serve(scorer: "BlockScorer", pipe: connection.Connection, should_stop: Callable[[], bool]) -> None:
     pipe.send(("ready", None))
     while not should_stop():
         if not pipe.poll(_IDLE_CHECK_S):
@@ -141,4 +184,4 @@ def _tell(pipe: connection.Connection, kind: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(connection.Connection(int(sys.argv[1])))
+    main(connection.Connection(int(sys.argv[1])), *map(int, sys.argv[2:]))

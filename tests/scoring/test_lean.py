@@ -5,13 +5,14 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+import types
 
 import pytest
 
 from detector.images.pixels import DecodeLimits
 from detector.models.checkpoint import inspect_checkpoint
 from detector.models.devices import resolve_settings
-from detector.scoring.lean import UNNEEDED, lean_start
+from detector.scoring.lean import lean_start
 from detector.scoring.stages import ScorePlan
 from detector.scoring.worker import Worker
 from detector.storage import open_store
@@ -36,6 +37,16 @@ pictures = np.random.default_rng(6).integers(0, 256, (9, 3, *predictor.transform
 print(predictor.predict_all(pictures).tobytes().hex())
 if how == "lean":
     import accelerate, scipy.optimize
+"""
+NEEDS_SCIPY = """
+import sys
+
+class Needy:
+    def find_spec(self, name, path=None, target=None):
+        if name == "transformers.models.swin.modeling_swin":
+            import scipy.optimize
+
+sys.meta_path.insert(0, Needy())
 """
 
 
@@ -63,6 +74,7 @@ def test_inside_a_package_is_not_installed_and_afterwards_it_is(package):
             importlib.import_module(package)
         assert not gc.isenabled()
     assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
     assert package not in sys.modules
     assert importlib.import_module(package).value == 1
 
@@ -92,20 +104,44 @@ def test_the_scores_are_the_same_bits(model):
     assert lean.stdout == plain.stdout
 
 
-def test_a_scoring_process_has_none_of_their_libraries_in_memory(model, tmp_path):
-    """The compiled parts of scipy and triton are files, which the kernel lists."""
+def test_what_comes_in_meanwhile_stays(package):
+    module = types.ModuleType(package)
+    with lean_start((package,)):
+        sys.modules[package] = module
+    assert sys.modules[package] is module
+
+
+@pytest.fixture
+def started(model, tmp_path):
+    """Start a scoring process; once it is ready, the files that it has in memory, as the kernel lists them."""
     plan = ScorePlan(
         store=open_store(str(tmp_path / "out")), run="r", fingerprint="f" * 16, checkpoint=inspect_checkpoint(model),
         settings=resolve_settings(kind="cpu", batch_size=4, precision="fp32"), limits=DecodeLimits(),
     )  # fmt: skip
-    worker = Worker(plan, environment={})
-    try:
-        assert worker.pipe.poll(120)
-        assert worker.pipe.recv() == ("ready", None)
-        with open(f"/proc/{worker._process.pid}/maps", encoding="utf-8") as lines:
-            mapped = lines.read()
-    finally:
-        worker.ask_to_stop()
-        worker.end(10)
+
+    def start():
+        worker = Worker(plan, environment={})
+        try:
+            assert worker.pipe.poll(120)
+            assert worker.pipe.recv() == ("ready", None)
+            with open(f"/proc/{worker._process.pid}/maps", encoding="utf-8") as lines:
+                return lines.read()
+        finally:
+            worker.ask_to_stop()
+            worker.end(10)
+
+    return start
+
+
+def test_a_scoring_process_has_no_library_of_scipy_or_triton_in_memory(started):
+    mapped = started()
     assert "libtorch_cpu" in mapped
-    assert not [name for name in UNNEEDED if f"/site-packages/{name}/" in mapped]
+    assert "/scipy/" not in mapped
+    assert "/triton/" not in mapped
+
+
+def test_a_checkpoint_that_needs_what_is_hidden_is_loaded_with_it(started, tmp_path, monkeypatch):
+    """As transformers 5.20 does, whose models need sklearn, and with it scipy, where that is installed."""
+    (tmp_path / "sitecustomize.py").write_text(NEEDS_SCIPY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "/scipy/" in started()
