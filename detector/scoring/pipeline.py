@@ -1,4 +1,4 @@
-"""The stages as a Ray Data graph. The only file that knows Ray Data; it reads from top to bottom.
+"""The stages as a Ray Data graph: with `lean_data.py`, what knows Ray Data; it reads from top to bottom.
 
 CPU cluster:  listing blocks → [decode · score · commit] in one actor pool   (one operator: the read is fused into it)
 GPU cluster:  listing blocks → decode actor pool → [score · commit] on the GPUs; where hosts report the custom resource
