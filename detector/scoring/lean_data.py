@@ -5,6 +5,7 @@ is Ray's inside, looked at before it is touched: what is not found as it was in 
 that others use too.
 """
 
+import functools
 import inspect
 import uuid
 from collections.abc import Callable
@@ -12,14 +13,10 @@ from typing import Any
 
 from detector.private_ray import is_private
 
-_done: list[bool] = []
 
-
+@functools.cache
 def make_lean() -> None:
     """From now on, as long as this process's Ray is its own, start no statistics, no autoscaling and no location actor."""
-    if _done:
-        return
-    _done.append(True)
     for change in (_no_statistics, _no_autoscaling, _no_locations):
         try:
             change()
