@@ -86,8 +86,10 @@ def shut_down(handler: Any) -> None:
 
     Ray's C++ side gives SIGTERM back to the system when it goes, which would end the process while it waits for the others.
 
+    A SIGTERM that came meanwhile is passed on to ``handler``, which stands again afterwards.
+
     Raises:
-        StopRequested: by the job's own handler, for a SIGTERM that came meanwhile.
+        StopRequested: by the job's own handler.
     """
     import ray
 
@@ -108,7 +110,11 @@ def shut_down(handler: Any) -> None:
     signal.signal(signal.SIGTERM, note)
     if end is not None:
         node.kill_all_processes = noting_end
-    ray.shutdown()
-    signal.signal(signal.SIGTERM, handler)
+    try:
+        ray.shutdown()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     if came and callable(handler):
         handler(came[0], None)
+    elif came:
+        signal.raise_signal(came[0])

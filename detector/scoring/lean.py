@@ -19,9 +19,9 @@ UNNEEDED = ("accelerate", "scipy", "sklearn", "triton")
 def lean_start(unneeded: tuple[str, ...] = UNNEEDED) -> Iterator[None]:
     """Import and load without ``unneeded`` packages and without collecting garbage.
 
-    What is imported inside finds the packages not installed, and keeps what it decided because of that: this is for a process
-    that trains nothing. Packages that are imported already stay, and afterwards all can be imported again. What lives at the
-    end, libraries and model, is never looked through for garbage again.
+    What is imported inside finds the packages not installed, and keeps what it decided because of that, later too: this is for
+    a process that trains nothing. Packages that are imported already stay, and afterwards all can be imported again. What lives
+    at the end, libraries and model, is never looked through for garbage again.
     """
     hidden = [name for name in unneeded if name not in sys.modules]
     collecting = gc.isenabled()

@@ -1,26 +1,31 @@
 """Ray Data without the actors that stand beside every run and that one run on a private Ray has no use for.
 
 Each is a process of its own that imports Ray Data: a CPU-second to start, and 70 to 125 MB (measured). Which ones there are
-is Ray's inside, looked at before it is touched: what is not found as it was in Ray 2.60 stays, and so does everything on a Ray
-that others use too.
+is Ray's inside, and what stands in for them must do all that Ray asks of them: so this is for the one release that was looked
+through. With any other one they all stay, and so they do on a Ray that others use too.
 """
 
 import functools
 import inspect
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 from detector.private_ray import is_private
 
+_RELEASE = "2.60."
+
 
 @functools.cache
 def make_lean() -> None:
     """From now on, as long as this process's Ray is its own, start no statistics, no autoscaling and no location actor."""
+    import ray
+
+    if not ray.__version__.startswith(_RELEASE):
+        return
     for change in (_no_statistics, _no_autoscaling, _no_locations):
         try:
             change()
-        except (ImportError, AttributeError, LookupError, TypeError):
+        except (ImportError, AttributeError, LookupError, TypeError, ValueError):
             continue
 
 
@@ -37,10 +42,9 @@ def _instead(owner: Any, name: str, ours: Callable[..., Any], parameters: str) -
 
 
 def _no_statistics() -> None:
-    """They are for Ray's dashboard, which a private Ray does not show, and for names of data sets."""
+    """They are for Ray's dashboard, which a private Ray does not show."""
     from ray.data._internal.stats import _StatsManager
 
-    _instead(_StatsManager, "gen_dataset_id_from_stats_actor", lambda: uuid.uuid4().hex, "")
     for name, parameters in (
         ("update_execution_metrics", "dataset_tag op_metrics operator_tags state"),
         ("update_iteration_metrics", "stats dataset_tag split_index"),
@@ -80,11 +84,8 @@ def _no_locations() -> None:
     """Where an actor runs matters when it is started again on another node; here there is one."""
     from ray.data._internal.execution.operators import actor_pool_map_operator as pools
 
-    locations: Any = pools.get_actor_locations
-    if not callable(locations):
-        raise LookupError
+    _instead(pools, "get_actor_locations", lambda _ids: {}, "logical_actor_ids")
     _instead(pools, "get_or_create_actor_location_tracker", _NoTracker, "")
-    pools.get_actor_locations = lambda names: {} if is_private() else locations(names)
 
 
 class _NoTracker:

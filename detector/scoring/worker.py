@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from multiprocessing import Pipe, connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -121,9 +121,9 @@ def main(pipe: connection.Connection, again: int | None = None) -> None:
         try:
             scorer = _load(plan, pipe, should_stop, hidden)
         except (UsageError, ImportError):
-            if not hidden or should_stop():
-                raise
-            _start_again(pipe, (plan, parent))
+            if hidden and not should_stop():
+                _start_again(pipe, (plan, parent))
+            raise
         _serve(scorer, pipe, should_stop)
     except UsageError as error:
         _tell(pipe, "usage", str(error))
@@ -143,13 +143,13 @@ def _load(
         return BlockScorer(plan, should_stop=should_stop, on_rows=lambda rows: pipe.send(("rows", rows)))
 
 
-def _start_again(pipe: connection.Connection, received: object) -> NoReturn:
+def _start_again(pipe: connection.Connection, received: object) -> None:
     """Become a new process that hides no package: this checkpoint, or another release of a library, may need one of them.
 
     What hiding led to cannot be undone in this process, which may have half a library. The new one has the same pid and pipe,
-    and a file with what came through the pipe.
+    and a file with what came through the pipe. Returns where there is no room for that file.
     """
-    with tempfile.TemporaryFile() as file:
+    with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
         pickle.dump(received, file)
         file.flush()
         os.set_inheritable(file.fileno(), True)

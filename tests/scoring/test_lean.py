@@ -6,12 +6,14 @@ import importlib.util
 import subprocess
 import sys
 import types
+from multiprocessing import Pipe
 
 import pytest
 
 from detector.images.pixels import DecodeLimits
 from detector.models.checkpoint import inspect_checkpoint
 from detector.models.devices import resolve_settings
+from detector.scoring import worker
 from detector.scoring.lean import lean_start
 from detector.scoring.stages import ScorePlan
 from detector.scoring.worker import Worker
@@ -145,3 +147,13 @@ def test_a_checkpoint_that_needs_what_is_hidden_is_loaded_with_it(started, tmp_p
     (tmp_path / "sitecustomize.py").write_text(NEEDS_SCIPY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert "/scipy/" in started()
+
+
+def test_without_room_for_a_file_there_is_no_second_start(monkeypatch):
+    def no_room():
+        raise OSError(28, "No space left on device")
+
+    ours, _theirs = Pipe()
+    monkeypatch.setattr(worker.tempfile, "TemporaryFile", no_room)
+    monkeypatch.setattr(worker.os, "execv", lambda *_args: pytest.fail("started again"))
+    worker._start_again(ours, "the plan")  # comes back, for the caller to say what went wrong with the checkpoint
