@@ -3,8 +3,10 @@
 import contextlib
 import ctypes
 import os
+import shlex
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -152,15 +154,19 @@ def machine() -> str:
 def heading(title: str, module: str) -> list[str]:
     """The first lines of every table: what, on what, how."""
     load = os.getloadavg()[0]
-    return [f"# {title}", "", f"{machine()}.", f"Command: `python -m {module}`; load average at the end {load:.1f}.", ""]
+    flags = sys.argv[1:]
+    if "--out" in flags:  # where the table lies says nothing about its figures
+        del flags[(at := flags.index("--out")) : at + 2]
+    command = shlex.join(["python", "-m", module, *flags])
+    return [f"# {title}", "", f"{machine()}.", f"Command: `{command}`; load average at the end {load:.1f}.", ""]
 
 
 def save(text: str, folder: str, theme: str) -> str:
-    """Write a table as ``FOLDER/THEME-DATE.md``; the path."""
+    """Write a table as ``FOLDER/THEME-TIME.md``, beside the earlier ones; the path."""
     from detector.runs import now_utc
 
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f"{theme}-{now_utc():%Y-%m-%d}.md")
-    with open(path, "w", encoding="utf-8") as file:
+    path = os.path.join(folder, f"{theme}-{now_utc():%Y-%m-%d-%H%M%S}.md")
+    with open(path, "x", encoding="utf-8") as file:
         file.write(text)
     return path
