@@ -81,10 +81,24 @@ def leave_if_abandoned(code: int) -> None:
     os._exit(code)
 
 
+def _workers_of_ours() -> list[psutil.Process]:
+    """The processes below a private Ray's raylet, which is what starts them; none where Ray's record is another."""
+    if not is_private():
+        return []
+    try:
+        raylet = _node_of_ours().all_processes["raylet"][0].process.pid
+        return psutil.Process(raylet).children(recursive=True)
+    except (AttributeError, LookupError, TypeError, psutil.Error):
+        return []
+
+
 def shut_down(handler: Any) -> None:
     """Disconnect, and end a private Ray's processes.
 
     Ray's C++ side gives SIGTERM back to the system when it goes, which would end the process while it waits for the others.
+
+    Its workers are killed if they are still there then: the controller of a training that had ended well now and then waits for
+    ever in its own end (two of ten, Ray 2.60), 0.8 GB of it.
 
     A SIGTERM that came meanwhile is passed on to ``handler``, which stands again afterwards.
 
@@ -110,10 +124,14 @@ def shut_down(handler: Any) -> None:
     signal.signal(signal.SIGTERM, note)
     if end is not None:
         node.kill_all_processes = noting_end
+    workers = _workers_of_ours()
     try:
         ray.shutdown()
     finally:
         signal.signal(signal.SIGTERM, handler)
+        for process in workers:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
     if came and callable(handler):
         handler(came[0], None)
     elif came:
